@@ -1,0 +1,68 @@
+# `make help` lists the targets. Everything they need they install: see scripts/.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+STATE ?= .ironwork-dev
+GENERATED := protos/ironwork/keys/v1
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[36m%-16s\033[0m %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## Install what is missing: SoftHSM (apt), Python packages (.venv)
+	@scripts/system-packages softhsm2
+	@scripts/python-env
+
+.PHONY: demo
+demo: setup ## Play the whole main job on a throw-away server, about a minute
+	@$(BIN)/python -m demo
+
+.PHONY: dev
+dev: setup ## Keep a development server running; prints what to type next
+	@$(BIN)/ironwork-server dev --state $(STATE)
+
+.PHONY: test
+test: setup ## Run the whole test suite, with coverage of the security core
+	@scripts/run-tests
+
+.PHONY: test-slow
+test-slow: setup ## Run the long and hostile tests too
+	@$(BIN)/pytest -m slow --timeout=1800
+
+.PHONY: lint
+lint: setup ## Ruff, formatting, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: setup ## mypy --strict
+	$(BIN)/mypy hsm/ironwork_hsm audit/ironwork_audit server/ironwork_server clients/python/ironwork_client tests/simulator/ironwork_simulator demo
+
+.PHONY: imports
+imports: setup ## The import rules (who may know whom)
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: generate
+generate: setup ## Generate the Python code from protos/
+	@scripts/generate
+
+.PHONY: generate-check
+generate-check: setup ## Fail when the committed generated code has drifted
+	@scripts/generate --check
+
+.PHONY: lock
+lock: setup ## Resolve requirements/*.in into hash-locked requirements/*.txt
+	@scripts/lock
+
+.PHONY: check
+check: lint types imports generate-check ## All static checks
+
+.PHONY: clean
+clean: ## Remove what these targets made (not the state folder of `make dev`)
+	rm -rf .venv .venv-protoc dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -1,0 +1,1 @@
+"""`make demo`: the main job, played on a throw-away server."""

@@ -1,0 +1,91 @@
+"""What a master-key backend does, and its errors. The server knows only this.
+
+Optional abilities (rotation, signing) are protocols of their own beside KeyWrapper, so that a
+backend offers what its device can do.
+
+HsmError
+├── ConfigurationError   the URI or a file it names is wrong; starting again will not help
+├── PinRefused           the token refused the PIN; never tried again by itself
+├── KeyMissing           no master key with that name or version
+├── BlobRejected         this blob does not open in this context (moved, altered, or another key's)
+└── Unavailable          the device does not answer, or answered with a fault; worth another try
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class HsmError(Exception):
+    """Base. Its text is ours: never a library's, never a PIN."""
+
+
+class ConfigurationError(HsmError): ...
+
+
+class PinRefused(HsmError): ...
+
+
+class KeyMissing(HsmError): ...
+
+
+class BlobRejected(HsmError): ...
+
+
+class Unavailable(HsmError): ...
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A data key under a master key.
+
+    backend: the wrapper's name. key_version: from 1. mechanism: what made the blob, such as
+    `aes-256-gcm`. blob: the mechanism's own layout, documented there.
+    """
+
+    backend: str
+    key_version: int
+    mechanism: str
+    blob: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVersion:
+    """One version of the master key, with its attributes as the device reports them."""
+
+    version: int
+    label: str
+    sensitive: bool
+    extractable: bool
+    never_extractable: bool
+    local: bool
+
+
+class KeyWrapper(Protocol):
+    """Wraps data keys under a master key that never leaves its device. Safe for concurrent use."""
+
+    @property
+    def name(self) -> str:
+        """Identifies the master key: the URI's path, without query or credentials."""
+
+    @property
+    def current_version(self) -> int:
+        """The version that wrap uses."""
+
+    @property
+    def mechanism(self) -> str:
+        """The mechanism that wrap uses."""
+
+    async def wrap(self, data_key: bytes | bytearray, context: bytes) -> WrappedKey:
+        """Wrap 32 bytes. The blob opens only with the same context, name, version and mechanism."""
+
+    async def unwrap(self, wrapped: WrappedKey, context: bytes) -> bytearray:
+        """The 32 bytes; the caller wipes them. Raises BlobRejected, KeyMissing, Unavailable."""
+
+    async def versions(self) -> Sequence[KeyVersion]:
+        """All versions, oldest first."""
+
+    async def check(self) -> None:
+        """A real round trip; raises what is wrong. For start-up and health."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,233 @@
+"""Every interface between the use cases and the world. Values are in core.values, errors in
+core.errors.
+
+Rules for whoever implements one: every method has a deadline of its own and raises
+core.errors.Unavailable past it; foreign exceptions are mapped here-side, in one place per
+implementation; nothing is retried unless the method says so.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Protocol
+
+from ironwork_hsm import WrappedKey
+from ironwork_server.core.secret import Secret
+from ironwork_server.core.values import (
+    Action,
+    AuditEvent,
+    AuditReference,
+    KeyState,
+    Principal,
+    Replay,
+    ScreenedRequest,
+    StoredKey,
+    Validation,
+)
+
+# --- store -------------------------------------------------------------------------------------
+
+
+class KeyExists(Exception):
+    """The workspace has this key already (same fingerprint); key_id says which."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(key_id)
+        self.key_id = key_id
+
+
+class OrganizationDiffers(Exception):
+    """The workspace's keys are of other organisations than the new one."""
+
+    def __init__(self, organizations: frozenset[str]) -> None:
+        super().__init__()
+        self.organizations = organizations
+
+
+class TooManyKeys(Exception):
+    """The workspace holds as many keys as it may."""
+
+
+class AlreadyAnswered(Exception):
+    """A write with this request_id was done already; replay is its first answer."""
+
+    def __init__(self, replay: Replay) -> None:
+        super().__init__()
+        self.replay = replay
+
+
+class KeyStore(Protocol):
+    """Rows of sealed keys. Reads see every write that returned before them (the primary)."""
+
+    async def next_sequence(self) -> int:
+        """A number greater than every one before it, across processes; gaps are allowed."""
+
+    async def add(
+        self,
+        key: StoredKey,
+        *,
+        replay: Replay | None,
+        max_keys: int,
+        allow_different_organization: bool,
+    ) -> None:
+        """Insert key, and replay, in one transaction.
+
+        Checked inside it, in this order: AlreadyAnswered (same workspace, method, request_id),
+        KeyExists, TooManyKeys, OrganizationDiffers (organisations '' are not compared).
+        """
+
+    async def current(self, workspace: str) -> StoredKey | None:
+        """The row with the greatest sequence. The hot read: once for each Claude request."""
+
+    async def get(self, workspace: str, key_id: str) -> StoredKey | None: ...
+
+    async def find(self, workspace: str, fingerprint: bytes) -> StoredKey | None: ...
+
+    async def page(
+        self, workspace: str, *, before_sequence: int | None, limit: int
+    ) -> Sequence[StoredKey]:
+        """At most limit rows with a sequence below before_sequence, newest first."""
+
+    async def delete(
+        self,
+        workspace: str,
+        key_id: str,
+        *,
+        replay: Callable[[StoredKey | None], Replay] | None,
+    ) -> tuple[bool, StoredKey | None]:
+        """Destroy the row, leaving no trace of it in the store's files.
+
+        Returns whether there was one, and which row is current after it. replay, called inside
+        the transaction with that row, makes the answer to keep; AlreadyAnswered as in add, checked
+        first. Nothing is kept where there was no row.
+        """
+
+    async def set_state(self, workspace: str, key_id: str, state: KeyState) -> None: ...
+
+    async def record_uses(self, uses: Mapping[tuple[str, str], datetime]) -> None:
+        """(workspace, key_id) → last use. Never moves one back; missing rows are ignored."""
+
+    async def find_replay(self, workspace: str, method: str, request_id: str) -> Replay | None: ...
+
+    async def pepper(self) -> WrappedKey | None:
+        """The fingerprint pepper, wrapped by the master key; None on a new store."""
+
+    async def create_pepper(self, wrapped: WrappedKey) -> WrappedKey:
+        """Keep it if there is none; return the one that is kept (another process may be first)."""
+
+    async def check(self) -> None:
+        """A cheap read that shows that the store answers; for health."""
+
+    async def close(self) -> None: ...
+
+
+# --- upstream ----------------------------------------------------------------------------------
+
+
+class StaleCredential(Exception):
+    """The read behind this injector is too old to be used; prepare another."""
+
+
+class Injector(Protocol):
+    """Writes the key, once, into the buffer of the socket write (late injection)."""
+
+    @property
+    def length(self) -> int:
+        """Length of the key in bytes."""
+
+    def inject(self, target: memoryview) -> None:
+        """Decrypt the key into target (exactly `length` bytes). Synchronous: the caller writes
+        target to the socket and wipes it without a pause in between. Raises StaleCredential
+        before anything is written where the key was read too long ago. Can be used once.
+        """
+
+    def discard(self) -> None:
+        """Wipe what is held, used or not. Safe to call again."""
+
+
+# Reads the workspace's current key afresh and unwraps it; called when a connection is ready.
+Credential = Callable[[], Awaitable[Injector]]
+
+
+class UpstreamResponse(Protocol):
+    """An answer whose head has arrived."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """As received: order, duplicates and values kept, names in their own case. Hop-by-hop
+        headers are in it still.
+        """
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as the socket gives it, at most 16 KiB each, without HTTP's framing and with
+        its content coding untouched. Ends cleanly only where the upstream's framing did; a cut
+        raises core.errors.UpstreamFailed.
+        """
+
+
+class SendProgress(Protocol):
+    """Set by the upstream client as soon as one byte may have reached Anthropic."""
+
+    sent: bool
+
+
+class Upstream(Protocol):
+    """Sends requests to Anthropic and nobody else. Nothing is retried, but for a reused
+    connection that proved dead before anything was written to it.
+    """
+
+    def send(
+        self,
+        request: ScreenedRequest,
+        body: AsyncIterator[bytes],
+        credential: Credential,
+        progress: SendProgress,
+    ) -> AbstractAsyncContextManager[UpstreamResponse]:
+        """Entered when the answer's head is there; the upload may still be going on. Leaving it
+        early closes the connection. Raises core.errors.Unavailable, UpstreamFailed,
+        InvalidRequest (the body is not what content_length said), or what credential or body raise.
+        """
+
+    async def close(self) -> None: ...
+
+
+class KeyValidator(Protocol):
+    """Asks Anthropic about a key, with calls that cost no tokens, bounded in time."""
+
+    async def validate(self, key: Secret) -> Validation: ...
+
+
+# --- access ------------------------------------------------------------------------------------
+
+
+class Policy(Protocol):
+    """Who may do what; default deny."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the policies do; recorded with each decision."""
+
+    def permits(self, principal: Principal, action: Action, workspace: str | None) -> bool: ...
+
+
+# --- journal -----------------------------------------------------------------------------------
+
+
+class Journal(Protocol):
+    """The audit log's writer. Fail closed: where it cannot write, nothing is done."""
+
+    @property
+    def origin(self) -> str: ...
+
+    async def append(self, *events: AuditEvent) -> Sequence[AuditReference]:
+        """Durable (fdatasync) when it returns, in order; concurrent calls share one sync. Raises
+        Unavailable (reason AUDIT_UNAVAILABLE), after which nothing was acknowledged.
+        """
+
+    def was_deleted(self, workspace: str, key_id: str) -> bool:
+        """Whether the log holds this key's deletion: a restored database does not revive it."""
+
+    async def close(self) -> None: ...
