@@ -4,6 +4,15 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 
+def wipe(buffer: bytearray | memoryview) -> None:
+    """Overwrite a buffer of bytes with zeros, in place.
+
+    An assignment of equal length never moves the buffer, so no copy stays behind, and it works
+    while a view of the buffer is lent. Raises TypeError for a read-only view.
+    """
+    buffer[:] = bytes(len(buffer))
+
+
 class Secret:
     """Key material in a bytearray of its own.
 
@@ -23,8 +32,7 @@ class Secret:
 
     def wipe(self) -> None:
         """Overwrite the bytes with zeros. Safe to call again."""
-        for index in range(len(self._buffer)):
-            self._buffer[index] = 0
+        wipe(self._buffer)
 
     def __len__(self) -> int:
         return len(self._buffer)
