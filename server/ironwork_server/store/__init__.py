@@ -1,0 +1,50 @@
+"""Where sealed keys are kept: SQLite behind core.ports.KeyStore. See docs/adr/0004."""
+
+from ironwork_server.store.errors import (
+    StoreBusy,
+    StoreConflict,
+    StoreCorrupt,
+    StoreFailed,
+    StoreFull,
+    StoreMissing,
+    StoreReadOnly,
+    StoreRefused,
+    StoreUnavailable,
+    TraceRemains,
+)
+from ironwork_server.store.interface import DEV, Store
+from ironwork_server.store.migrate import MigrationStatus, mark, marker, status, upgrade
+from ironwork_server.store.sqlite import Deadlines, open_sqlite
+from ironwork_server.store.urls import sqlite_path
+
+__all__ = [
+    "DEV",
+    "Deadlines",
+    "MigrationStatus",
+    "Store",
+    "StoreBusy",
+    "StoreConflict",
+    "StoreCorrupt",
+    "StoreFailed",
+    "StoreFull",
+    "StoreMissing",
+    "StoreReadOnly",
+    "StoreRefused",
+    "StoreUnavailable",
+    "TraceRemains",
+    "mark",
+    "marker",
+    "open_sqlite",
+    "open_store",
+    "status",
+    "upgrade",
+]
+
+
+def open_store(url: str, *, deadlines: Deadlines | None = None) -> Store:
+    """Open the store at `sqlite:///path`. It must be migrated (`upgrade`). Blocks shortly.
+
+    Raises StoreRefused (its reason and text say why, and never repeat the URL), StoreUnavailable,
+    StoreCorrupt.
+    """
+    return open_sqlite(sqlite_path(url), deadlines=deadlines)

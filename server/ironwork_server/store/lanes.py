@@ -1,0 +1,116 @@
+"""Threads that own a connection each, and take jobs from one bounded queue.
+
+A job runs whole on its thread, so that a cancelled await never leaves half of one: it happened,
+or it did not. Whoever awaits it gets its result, its error, or StoreBusy at the deadline.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+from ironwork_server.core.errors import IronworkError
+from ironwork_server.store.errors import StoreBusy, StoreCorrupt, StoreUnavailable, seam
+
+T = TypeVar("T")
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+R = TypeVar("R", bound=Closeable)
+
+# A job gets the thread's resource and its deadline (time.monotonic()).
+Job = Callable[[R, float], T]
+_Item = tuple[Job[R, Any], "Future[Any]", float]
+
+
+class Lane(Generic[R]):
+    """threads: how many; each opens a resource of its own when its first job comes, and again
+    after an error of the store. capacity: how many jobs may wait.
+    """
+
+    def __init__(self, name: str, open_: Callable[[], R], *, threads: int, capacity: int) -> None:
+        self._open = open_
+        self._capacity = capacity
+        # Jobs, and one None for each thread at the end.
+        self._queue: SimpleQueue[_Item[R] | None] = SimpleQueue()
+        self._closed = False
+        self._threads = [
+            # A daemon: a hung disk must not keep the process from ending.
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def run(self, job: Job[R, T], timeout: float) -> T:
+        """Run job on a thread, within timeout seconds. Raises what it raised; StoreBusy where
+        the lane is closed or full, or the time has passed (a job that had begun may still end
+        well: a write is then done or not, never half).
+        """
+        if self._closed or self._queue.qsize() >= self._capacity:
+            raise StoreBusy
+        future: Future[T] = Future()
+        self._queue.put((job, future, time.monotonic() + timeout))
+        clock = asyncio.timeout(timeout)
+        try:
+            async with clock:
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            if clock.expired():
+                raise StoreBusy from None
+            raise
+
+    async def close(self, timeout: float) -> None:
+        """Let the waiting jobs finish, then end the threads; at most timeout seconds."""
+        if not self._closed:
+            self._closed = True
+            for _ in self._threads:
+                self._queue.put(None)
+        await asyncio.to_thread(self._join, time.monotonic() + timeout)
+
+    def _join(self, deadline: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        resource: R | None = None
+        while (item := self._queue.get()) is not None:
+            resource = self._perform(item, resource)
+            # Nothing of a job outlives it here.
+            del item
+        _close(resource)
+
+    def _perform(self, item: _Item[R], resource: R | None) -> R | None:
+        """Do one job; returns the resource that the next one uses."""
+        job, future, deadline = item
+        if not future.set_running_or_notify_cancel():
+            return resource
+        try:
+            with seam():
+                if time.monotonic() >= deadline:
+                    raise StoreBusy  # noqa: TRY301 - the one place that answers is below
+                resource = resource or self._open()
+                result = job(resource, deadline)
+        except BaseException as error:  # noqa: BLE001 - a thread's end: whoever awaits gets it
+            future.set_exception(error)
+            if isinstance(error, (StoreUnavailable, StoreCorrupt)):
+                # What state the connection is in is not known: the next job opens another.
+                _close(resource)
+                return None
+        else:
+            future.set_result(result)
+        return resource
+
+
+def _close(resource: Closeable | None) -> None:
+    """Close what may be broken: there is nobody to tell, and nothing is lost by it."""
+    if resource is not None:
+        with contextlib.suppress(IronworkError), seam():
+            resource.close()
