@@ -1,9 +1,12 @@
 """Master keys in an HSM behind one small interface. Importing this loads no device library."""
 
+from ironwork_hsm.backends import open_backend
 from ironwork_hsm.interface import (
+    BackendOptions,
     BlobRejected,
     ConfigurationError,
     HsmError,
+    KeyCreator,
     KeyMissing,
     KeyVersion,
     KeyWrapper,
@@ -13,13 +16,16 @@ from ironwork_hsm.interface import (
 )
 
 __all__ = [
+    "BackendOptions",
     "BlobRejected",
     "ConfigurationError",
     "HsmError",
+    "KeyCreator",
     "KeyMissing",
     "KeyVersion",
     "KeyWrapper",
     "PinRefused",
     "Unavailable",
     "WrappedKey",
+    "open_backend",
 ]

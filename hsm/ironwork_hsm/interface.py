@@ -13,7 +13,7 @@ HsmError
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class HsmError(Exception):
@@ -89,3 +89,28 @@ class KeyWrapper(Protocol):
         """A real round trip; raises what is wrong. For start-up and health."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class KeyCreator(Protocol):
+    """A backend that can generate master keys inside its device. Found by isinstance."""
+
+    async def create_version(self) -> KeyVersion:
+        """Generate the next version (the first is 1) in the device; wrap uses it from then on.
+        Raises ConfigurationError, PinRefused, Unavailable.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """How a backend is run. The defaults are right for a local token.
+
+    lanes: calls that may be inside the device at once. queue: calls that may wait for a lane;
+    one more is refused as busy. deadline_s: seconds for wrap, unwrap, versions and check, waiting
+    included. slow_deadline_s: seconds for opening, closing and generating a key.
+    """
+
+    lanes: int = 4
+    queue: int = 256
+    deadline_s: float = 3.0
+    slow_deadline_s: float = 20.0

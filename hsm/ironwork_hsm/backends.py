@@ -1,0 +1,45 @@
+"""Opens the master key that a URI names. One mapping says which schemes there are."""
+
+from collections.abc import Awaitable, Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+from ironwork_hsm.interface import BackendOptions, ConfigurationError, KeyWrapper
+
+
+class Opener(Protocol):
+    """Opens the backend of one scheme. It imports its device library itself, when called."""
+
+    def __call__(
+        self, uri: str, *, allow_missing: bool, options: BackendOptions
+    ) -> Awaitable[KeyWrapper]: ...
+
+
+async def _open_pkcs11(uri: str, *, allow_missing: bool, options: BackendOptions) -> KeyWrapper:
+    from ironwork_hsm.pkcs11 import open_pkcs11
+
+    return await open_pkcs11(uri, allow_missing=allow_missing, options=options)
+
+
+# A further backend is one line here.
+_OPENERS: Mapping[str, Opener] = MappingProxyType({"pkcs11": _open_pkcs11})
+
+
+async def open_backend(
+    uri: str, *, allow_missing: bool = False, options: BackendOptions | None = None
+) -> KeyWrapper:
+    """Open, log in and check the master key that uri names; the caller closes it.
+
+    allow_missing: open also where the token holds no such key yet; for the command that creates
+    it. Raises ConfigurationError, PinRefused, KeyMissing, Unavailable; none repeats the URI's
+    query.
+    """
+    scheme, colon, _ = uri.partition(":")
+    opener = _OPENERS.get(scheme.lower()) if colon else None
+    if opener is None:
+        raise ConfigurationError(
+            "The master key's URI has a scheme that this build does not know; it knows "
+            + ", ".join(f"`{known}:`" for known in _OPENERS)
+            + "."
+        )
+    return await opener(uri, allow_missing=allow_missing, options=options or BackendOptions())

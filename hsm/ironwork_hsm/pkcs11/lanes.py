@@ -1,0 +1,201 @@
+"""Thread lanes: a fixed number of threads, each with device state of its own, that event loops
+hand calls to without ever blocking.
+
+Calls wait in one queue, first in, first out, and each has a deadline that covers the waiting. A
+caller that is cancelled or out of time leaves at once; its call, once it runs or has run, has its
+result discarded (wiped), wherever that result had got to.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from ironwork_hsm.interface import HsmError, Unavailable
+
+State = TypeVar("State")
+Result = TypeVar("Result")
+
+
+def keep(_: object) -> None:
+    """The discard function of results that hold nothing secret."""
+
+
+class _Job(Generic[State, Result]):
+    """One call on its way. `future` belongs to its loop; `run` is called by a lane."""
+
+    __slots__ = ("_discard", "_function", "_loop", "future")
+
+    def __init__(
+        self, function: Callable[[State], Result], discard: Callable[[Result], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Result] = self._loop.create_future()
+        self._function: Callable[[State], Result] | None = function
+        self._discard = discard
+
+    def run(self, state: State, translate: Callable[[Exception], HsmError]) -> None:
+        # Read once: the loop may abandon the job at any moment. If it does so after this line,
+        # the call is made and its result discarded.
+        function = self._function
+        if function is None:
+            return
+        try:
+            value = function(state)
+        except Exception as error:  # noqa: BLE001  the seam: whatever it is becomes an HsmError
+            self.fail(translate(error))
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._succeed, value)
+        except RuntimeError:  # the loop is closed; nobody waits any more
+            self._discard(value)
+
+    def fail(self, error: HsmError) -> None:
+        """From any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits any more
+            self._loop.call_soon_threadsafe(self._fail, error)
+
+    def abandon(self) -> None:
+        """The caller has gone: do not start, and discard what has come."""
+        self._function = None
+        if not self.future.done():
+            self.future.cancel()
+        elif not self.future.cancelled() and self.future.exception() is None:
+            self._discard(self.future.result())
+
+    def _succeed(self, value: Result) -> None:
+        if self.future.done():
+            self._discard(value)
+        else:
+            self.future.set_result(value)
+
+    def _fail(self, error: HsmError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Lanes(Generic[State]):
+    """The threads. setup makes a lane's state in its own thread, teardown ends it there."""
+
+    def __init__(
+        self,
+        *,
+        setup: Callable[[], State],
+        teardown: Callable[[State], None],
+        translate: Callable[[Exception], HsmError],
+        count: int,
+        capacity: int,
+    ) -> None:
+        if count < 1 or capacity < 1:
+            raise ValueError("lanes and queue must be at least 1")
+        self._setup = setup
+        self._teardown = teardown
+        self._translate = translate
+        self._count = count
+        self._capacity = capacity
+        # Bounded by `run`, the only place that puts calls in. None ends a lane.
+        self._jobs: queue.SimpleQueue[_Job[State, Any] | None] = queue.SimpleQueue()
+        self._stopped: list[_Job[None, None]] = []
+        self._closed = threading.Event()
+
+    async def start(self, *, deadline_s: float) -> None:
+        """Start all lanes. Raises what the first failing setup raised, or Unavailable.
+
+        The first one alone: if its PIN is refused, no other lane may try it again.
+        """
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._start_lane(0)
+                for index in range(1, self._count):
+                    await self._start_lane(index)
+        except TimeoutError:
+            self._end()
+            raise Unavailable(f"The HSM did not open within {deadline_s:g} s.") from None
+        except BaseException:
+            self._end()
+            raise
+
+    async def run(
+        self,
+        function: Callable[[State], Result],
+        *,
+        deadline_s: float,
+        discard: Callable[[Result], None] = keep,
+    ) -> Result:
+        """Call function on a lane and return its result.
+
+        Raises Unavailable when the queue is full, the deadline (seconds, waiting included) has
+        passed or the lanes are closed, and otherwise what translate makes of its exception.
+        discard receives a result that nobody takes any more.
+        """
+        if self._closed.is_set():
+            raise Unavailable("The HSM backend is closed.")
+        if self._jobs.qsize() >= self._capacity:
+            raise Unavailable("The HSM is busy: too many calls are waiting for it.")
+        job: _Job[State, Result] = _Job(function, discard)
+        self._jobs.put(job)
+        try:
+            async with asyncio.timeout(deadline_s):
+                result = await job.future
+        except TimeoutError:
+            job.abandon()
+            raise Unavailable(f"The HSM did not answer within {deadline_s:g} s.") from None
+        except BaseException:
+            job.abandon()
+            raise
+        return result
+
+    async def close(self, *, deadline_s: float) -> None:
+        """End the lanes after the calls they are in; calls that still wait get Unavailable.
+
+        A lane that hangs in its device is left behind after the deadline: its thread is a daemon.
+        """
+        self._end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                for stopped in self._stopped:
+                    await asyncio.shield(stopped.future)
+
+    async def _start_lane(self, index: int) -> None:
+        ready: _Job[None, None] = _Job(keep, keep)
+        stopped: _Job[None, None] = _Job(keep, keep)
+        self._stopped.append(stopped)
+        threading.Thread(
+            target=self._work,
+            args=(ready, stopped),
+            name=f"ironwork-hsm-lane-{index}",
+            daemon=True,
+        ).start()
+        await ready.future
+
+    def _end(self) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        with contextlib.suppress(queue.Empty):
+            while (job := self._jobs.get_nowait()) is not None:
+                job.fail(Unavailable("The HSM backend is closed."))
+        for _ in range(self._count):
+            self._jobs.put(None)
+
+    def _work(self, ready: _Job[None, None], stopped: _Job[None, None]) -> None:
+        """A lane's whole life, in its own thread."""
+        try:
+            state = self._setup()
+        except Exception as error:  # noqa: BLE001  the seam: whatever it is becomes an HsmError
+            ready.fail(self._translate(error))
+        else:
+            ready.run(None, self._translate)
+            self._serve(state)
+            # A device that fails while it is being left has nothing more to tell us.
+            with contextlib.suppress(Exception):
+                self._teardown(state)
+        stopped.run(None, self._translate)
+
+    def _serve(self, state: State) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run(state, self._translate)
+            # Nothing of a call stays referenced while the lane waits for the next.
+            del job

@@ -1,0 +1,220 @@
+"""Loads and initialises PKCS#11 libraries: the one place in a process that does.
+
+python-pkcs11 calls C_Initialize(NULL), which tells the library that the process has one thread,
+and then releases the GIL in every call; with several threads that crashes or hangs SoftHSM. So
+C_Initialize is called here, by ctypes, with CKF_OS_LOCKING_OK (PKCS#11 2.40 section 5.4), and
+python-pkcs11's library object is made without its own C_Initialize. That leans on the internals
+of one version of it, which is therefore checked, and what was done is verified each time.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pkcs11.exceptions
+from pkcs11 import _pkcs11
+
+from ironwork_hsm.interface import ConfigurationError, HsmError, Unavailable
+from ironwork_hsm.pkcs11.errors import (
+    CKR_ARGUMENTS_BAD,
+    CKR_CANT_LOCK,
+    CKR_CRYPTOKI_ALREADY_INITIALIZED,
+    CKR_NEED_TO_CREATE_THREADS,
+    CKR_OK,
+    login_failure,
+)
+
+SUPPORTED_VERSION = "0.10.1"
+_CKF_OS_LOCKING_OK = 0x00000002
+_CKU_USER = 1
+_WITHOUT_LOCKING = (
+    "The PKCS#11 module {path} was initialised by other code in this process, without thread "
+    "locking; calls from several threads would crash it. Let only Ironwork open it."
+)
+_AFTER_FORK = (
+    "The PKCS#11 module was initialised before this process was forked off; a module cannot be "
+    "used on both sides of a fork. Open the backend in the process that uses it."
+)
+
+
+def check_library_version(version: str) -> None:
+    """Raise ConfigurationError unless this is the python-pkcs11 whose internals we know."""
+    if version != SUPPORTED_VERSION:
+        raise ConfigurationError(
+            f"python-pkcs11 {version} is installed, but the thread-safe start of HSM libraries is "
+            f"proven for {SUPPORTED_VERSION} only; install that version."
+        )
+
+
+check_library_version(importlib.metadata.version("python-pkcs11"))
+
+
+class _InitializeArgs(ctypes.Structure):
+    """CK_C_INITIALIZE_ARGS: no mutex functions of our own, so the library uses the system's."""
+
+    _fields_ = (
+        ("create_mutex", ctypes.c_void_p),
+        ("destroy_mutex", ctypes.c_void_p),
+        ("lock_mutex", ctypes.c_void_p),
+        ("unlock_mutex", ctypes.c_void_p),
+        ("flags", ctypes.c_ulong),
+        ("reserved", ctypes.c_void_p),
+    )
+
+
+_Initialize = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.POINTER(_InitializeArgs))
+_Finalize = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_void_p)
+_Login = ctypes.CFUNCTYPE(
+    ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong
+)
+_Logout = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong)
+
+
+class _FunctionList(ctypes.Structure):
+    """The head of CK_FUNCTION_LIST (PKCS#11 2.40, pkcs11f.h), in its order, up to C_Logout."""
+
+    _fields_ = (
+        ("version", ctypes.c_ubyte * 2),
+        ("C_Initialize", _Initialize),
+        ("C_Finalize", _Finalize),
+        # C_GetInfo … C_SetOperationState, which python-pkcs11 calls where they are needed.
+        ("between", ctypes.c_void_p * 16),
+        ("C_Login", _Login),
+        ("C_Logout", _Logout),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """An initialised library. library: python-pkcs11's `lib`. Lives as long as the process."""
+
+    path: str
+    library: Any
+    functions: _FunctionList
+    pid: int
+
+    def check_process(self) -> None:
+        """Raise ConfigurationError in a process that was forked off since."""
+        if self.is_foreign():
+            raise ConfigurationError(_AFTER_FORK)
+
+    def is_foreign(self) -> bool:
+        """Whether this process was forked off since the module was initialised."""
+        return os.getpid() != self.pid
+
+    def login(self, session_handle: int, pin: bytearray) -> None:
+        """C_Login as the normal user, straight from the caller's buffer.
+
+        Not by python-pkcs11, which makes copies of the PIN that nobody can wipe and leaks the
+        session when the PIN is refused. Raises PinRefused, ConfigurationError, Unavailable.
+        """
+        buffer = (ctypes.c_char * len(pin)).from_buffer(pin)
+        code = self.functions.C_Login(session_handle, _CKU_USER, ctypes.addressof(buffer), len(pin))
+        if code != CKR_OK:
+            raise login_failure(code)
+
+    def logout(self, session_handle: int) -> None:
+        """C_Logout; whatever it answers, the sessions are closed next."""
+        self.functions.C_Logout(session_handle)
+
+
+# Both are owned by load_module; _modules is read and written under _lock only.
+_lock = threading.Lock()
+_modules: dict[str, Module] = {}
+_first_pid: int | None = None
+
+
+def load_module(path: Path) -> Module:
+    """The initialised library at path; initialises it once per process. Blocks.
+
+    Raises ConfigurationError (no such library, used by other code, or after a fork) and
+    Unavailable (the library cannot reach its device).
+    """
+    global _first_pid  # noqa: PLW0603  a library's state is the process's; this is its one record
+    if _first_pid not in (None, os.getpid()):
+        # Before the lock: a thread that the fork left behind may hold it.
+        raise ConfigurationError(_AFTER_FORK)
+    real = os.path.realpath(path)
+    with _lock:
+        module = _modules.get(real)
+        if module is None:
+            module = _load(real)
+            _modules[real] = module
+            _first_pid = module.pid
+        return module
+
+
+def _load(path: str) -> Module:
+    functions = _function_list(path)
+    arguments = _InitializeArgs(flags=_CKF_OS_LOCKING_OK)
+    code = functions.C_Initialize(ctypes.byref(arguments))
+    if code != CKR_OK:
+        raise _initialize_failure(path, code)
+    try:
+        library = _library_without_initialize(path)
+        _verify(path, functions, library)
+    except HsmError:
+        functions.C_Finalize(None)
+        raise
+    return Module(path=path, library=library, functions=functions, pid=os.getpid())
+
+
+def _function_list(path: str) -> _FunctionList:
+    if not Path(path).is_file():
+        raise ConfigurationError(
+            f"There is no PKCS#11 module at {path}; mend `module-path` or install the library."
+        )
+    try:
+        library = ctypes.CDLL(path)
+        get_function_list = library.C_GetFunctionList
+    except (OSError, AttributeError):
+        raise ConfigurationError(f"{path} is not a PKCS#11 module for this machine.") from None
+    get_function_list.restype = ctypes.c_ulong
+    pointer = ctypes.POINTER(_FunctionList)()
+    code = get_function_list(ctypes.byref(pointer))
+    if code != CKR_OK:
+        raise ConfigurationError(f"The PKCS#11 module {path} gives no function list.")
+    return pointer.contents
+
+
+def _initialize_failure(path: str, code: int) -> HsmError:
+    if code == CKR_CRYPTOKI_ALREADY_INITIALIZED:
+        return ConfigurationError(_WITHOUT_LOCKING.format(path=path))
+    if code in (CKR_CANT_LOCK, CKR_NEED_TO_CREATE_THREADS, CKR_ARGUMENTS_BAD):
+        return ConfigurationError(
+            f"The PKCS#11 module {path} cannot be used from several threads (CKR 0x{code:03x})."
+        )
+    return Unavailable(
+        f"The PKCS#11 module {path} did not initialise (CKR 0x{code:03x}); check its own "
+        "configuration file."
+    )
+
+
+def _library_without_initialize(path: str) -> Any:
+    """python-pkcs11's library object, whose __init__ (it calls C_Initialize) is left out."""
+    library_class: Any = _pkcs11.lib
+    try:
+        return library_class.__new__(library_class, path)
+    except pkcs11.exceptions.PKCS11Error:
+        raise ConfigurationError(f"{path} is not a PKCS#11 module for this machine.") from None
+
+
+def _verify(path: str, functions: _FunctionList, library: Any) -> None:
+    """That the library took our C_Initialize, and that python-pkcs11 speaks to the same one."""
+    again = functions.C_Initialize(None)
+    if again != CKR_CRYPTOKI_ALREADY_INITIALIZED:
+        raise ConfigurationError(
+            f"The PKCS#11 module {path} did not keep its thread locking (CKR 0x{again:03x})."
+        )
+    if library.initialized:
+        raise ConfigurationError(_WITHOUT_LOCKING.format(path=path))
+    try:
+        library.initialize()
+    except pkcs11.exceptions.PKCS11Error:
+        return
+    # Its C_Initialize(NULL) was accepted: it has a copy of the library that ours did not reach.
+    raise ConfigurationError(_WITHOUT_LOCKING.format(path=path))
