@@ -1,0 +1,142 @@
+"""Reads the journal's durable entries, page by page, while it is being written."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from ironwork_audit import MAX_ENTRY_BYTES, NotAnEvent, summarize
+from ironwork_audit.event import to_timestamp
+from ironwork_server.core.errors import DataLoss, Unavailable
+from ironwork_server.journal.extent import Extent
+
+MAX_LIMIT: Final = 1000
+# Bounds of one page: how many entries are looked at, and how many bytes are returned (an answer
+# stays below gRPC's 4 MiB).
+MAX_SCANNED: Final = 20_000
+MAX_PAGE_BYTES: Final = 1 << 20
+
+_DEADLINE_S: Final = 10.0
+_CONCURRENT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries; what is empty or None matches all. start_time is inclusive, end_time is not;
+    both are aware.
+    """
+
+    workspace: str = ""
+    key_id: str = ""
+    principal: str = ""
+    operation: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Entries with their indexes, oldest first. next_index: give it as after_index to go on; None
+    where everything durable has been looked at. A page may be empty and not the last.
+    """
+
+    entries: Sequence[tuple[int, bytes]]
+    next_index: int | None
+
+
+class JournalReader:
+    """Made by FileJournal.reader()."""
+
+    def __init__(self, path: Path, extent: Extent) -> None:
+        self._path = path
+        self._extent = extent
+        self._slots = asyncio.Semaphore(_CONCURRENT)
+
+    async def page(
+        self,
+        *,
+        after_index: int,
+        limit: int,
+        filter: EntryFilter,  # noqa: A002 - the word that everybody looks for
+    ) -> Page:
+        """At most limit (1 to 1000) entries with an index above after_index; -1 is the start.
+
+        Raises Unavailable (AUDIT_UNAVAILABLE) where the file cannot be read, DataLoss
+        (AUDIT_DAMAGED) where an entry is not what was written.
+        """
+        if not 1 <= limit <= MAX_LIMIT or after_index < -1:
+            raise ValueError("limit must be 1 to 1000, after_index at least -1")
+        matcher = _Matcher(filter)
+        try:
+            async with asyncio.timeout(_DEADLINE_S), self._slots:
+                return await asyncio.to_thread(self._read, after_index + 1, limit, matcher)
+        except (OSError, TimeoutError):
+            raise Unavailable(
+                "The audit log cannot be read now. Try again later.",
+                reason="AUDIT_UNAVAILABLE",
+                retry_after_s=1.0,
+            ) from None
+        except NotAnEvent:
+            raise DataLoss(
+                "An entry of the audit log is damaged.", reason="AUDIT_DAMAGED"
+            ) from None
+
+    def _read(self, start: int, limit: int, matcher: "_Matcher") -> Page:
+        count, _ = self._extent.end
+        if start >= count:
+            return Page((), None)
+        entries: list[tuple[int, bytes]] = []
+        size = 0
+        index, offset = self._extent.before(start)
+        last = min(count, start + MAX_SCANNED)
+        with self._path.open("rb", buffering=1 << 18) as file:
+            file.seek(offset)
+            while index < last and len(entries) < limit and size < MAX_PAGE_BYTES:
+                line = file.readline(MAX_ENTRY_BYTES + 1)
+                if not line.endswith(b"\n"):
+                    raise NotAnEvent("entry: not whole")
+                if index >= start and matcher.matches(line[:-1]):
+                    entries.append((index, line[:-1]))
+                    size += len(line)
+                index += 1
+        return Page(entries, index - 1 if index < count else None)
+
+
+class _Matcher:
+    """A filter made ready: an entry is parsed only where all the wanted strings occur in it."""
+
+    def __init__(self, wanted: EntryFilter) -> None:
+        self._wanted = wanted
+        values = (wanted.workspace, wanted.key_id, wanted.principal, wanted.operation)
+        self._needles = [
+            json.dumps(value, ensure_ascii=False).encode(errors="replace")
+            for value in values
+            if value
+        ]
+        self._start = None if wanted.start_time is None else _ceiling(wanted.start_time)
+        self._end = None if wanted.end_time is None else _ceiling(wanted.end_time)
+
+    def matches(self, entry: bytes) -> bool:
+        """Raises NotAnEvent for an entry that must be parsed and cannot be."""
+        if not all(needle in entry for needle in self._needles):
+            return False
+        if not self._needles and self._start is None and self._end is None:
+            return True
+        found, wanted = summarize(entry), self._wanted
+        return (
+            wanted.workspace in {"", found.workspace}
+            and wanted.key_id in {"", found.key_id}
+            and wanted.principal in {"", found.principal}
+            and wanted.operation in {"", found.operation}
+            and (self._start is None or found.time_ms >= self._start)
+            and (self._end is None or found.time_ms < self._end)
+        )
+
+
+def _ceiling(time: datetime) -> int:
+    """Milliseconds, rounded up: entries hold whole milliseconds."""
+    cut = to_timestamp(time)
+    return cut if time.microsecond % 1000 == 0 else cut + 1
