@@ -1,0 +1,125 @@
+"""The relay to Anthropic: core.ports.Upstream."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from ironwork_server.core.ports import (
+    Credential,
+    Injector,
+    SendProgress,
+    StaleCredential,
+    UpstreamResponse,
+)
+from ironwork_server.core.values import ScreenedRequest
+from ironwork_server.upstream import faults
+from ironwork_server.upstream.channel import Channel
+from ironwork_server.upstream.endpoint import UpstreamEndpoint
+from ironwork_server.upstream.exchange import Exchange
+from ironwork_server.upstream.pool import Pool
+from ironwork_server.upstream.timeouts import (
+    DEFAULT_MAX_CONNECTIONS,
+    MAX_PREPARATIONS,
+    UpstreamTimeouts,
+)
+
+
+class HttpUpstream:
+    """Sends requests to its endpoint and to nobody else, over HTTP/1.1. Belongs to the event
+    loop it is used in.
+
+    Raises ValueError where the endpoint's trust roots cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        endpoint: UpstreamEndpoint,
+        *,
+        timeouts: UpstreamTimeouts | None = None,
+        max_connections: int = DEFAULT_MAX_CONNECTIONS,
+    ) -> None:
+        self._endpoint = endpoint
+        self._timeouts = timeouts or UpstreamTimeouts()
+        self._pool = Pool(endpoint, self._timeouts, max_connections)
+
+    @property
+    def endpoint(self) -> UpstreamEndpoint:
+        return self._endpoint
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """In use and idle; for metrics."""
+        return self._pool.counts
+
+    def send(
+        self,
+        request: ScreenedRequest,
+        body: AsyncIterator[bytes],
+        credential: Credential,
+        progress: SendProgress,
+    ) -> AbstractAsyncContextManager[UpstreamResponse]:
+        """core.ports.Upstream.send. Its reasons:
+
+        Unavailable: UPSTREAM_DNS, UPSTREAM_UNREACHABLE, UPSTREAM_TLS_UNTRUSTED,
+        UPSTREAM_TLS_FAILED, UPSTREAM_LIMIT, UPSTREAM_CLOSED, UPSTREAM_TIMEOUT_CONNECT,
+        CREDENTIAL_TIMEOUT, CREDENTIAL_STALE (nothing was sent: they carry retry_after_s);
+        UPSTREAM_TIMEOUT_WRITE, UPSTREAM_TIMEOUT_FIRST_BYTE, UPSTREAM_TIMEOUT_IDLE, BODY_TIMEOUT.
+        UpstreamFailed: UPSTREAM_CUT, UPSTREAM_MALFORMED, UPSTREAM_REDIRECT.
+        InvalidRequest: HEADER_REFUSED, HEAD_MALFORMED, BODY_TOO_LARGE, BODY_LENGTH_MISMATCH.
+        """
+        return self._send(request, body, credential, progress)
+
+    @asynccontextmanager
+    async def _send(
+        self,
+        request: ScreenedRequest,
+        body: AsyncIterator[bytes],
+        credential: Credential,
+        progress: SendProgress,
+    ) -> AsyncIterator[UpstreamResponse]:
+        exchange = Exchange(request, body, self._endpoint.authority, self._timeouts)
+        channel = await self._start(exchange, credential, progress)
+        try:
+            await exchange.open()
+            yield exchange
+        finally:
+            self._pool.release(channel, reusable=exchange.end())
+            await exchange.settle()
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def _start(
+        self, exchange: Exchange, credential: Credential, progress: SendProgress
+    ) -> Channel:
+        """Have the head written on a live connection, with a fresh key. The connection comes
+        first, so that the key is read and decrypted as late as can be."""
+        stale = False
+        for _ in range(MAX_PREPARATIONS):
+            channel = await self._pool.acquire()
+            started = False
+            try:
+                injector = await self._prepare(credential)
+                try:
+                    if channel.is_quiet():
+                        exchange.start(channel, injector, progress)
+                        started = True
+                        return channel
+                except StaleCredential:
+                    stale = True
+                finally:
+                    injector.discard()
+            finally:
+                if not started:
+                    self._pool.release(channel, reusable=not progress.sent)
+        raise faults.credential_stale() if stale else faults.connections_died()
+
+    async def _prepare(self, credential: Credential) -> Injector:
+        deadline = asyncio.timeout(self._timeouts.credential_s)
+        try:
+            async with deadline:
+                return await credential()
+        except TimeoutError:
+            if deadline.expired():
+                raise faults.timeout_fault("credential") from None
+            raise

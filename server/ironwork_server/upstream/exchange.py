@@ -1,0 +1,302 @@
+"""One request and its answer on one connection."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+import h11
+
+from ironwork_server.core.ports import Injector, SendProgress
+from ironwork_server.core.values import ScreenedRequest
+from ironwork_server.upstream import faults
+from ironwork_server.upstream.channel import Channel
+from ironwork_server.upstream.faults import FOREIGN
+from ironwork_server.upstream.headers import (
+    body_length,
+    check_response,
+    framing_is_ambiguous,
+    request_head,
+)
+from ironwork_server.upstream.timeouts import (
+    MAX_HEAD_BYTES,
+    MAX_INFORMATIONAL,
+    UpstreamTimeouts,
+)
+
+_CREDENTIAL_NAME = b"x-api-key: "
+_END_OF_HEAD = b"\r\n\r\n"
+
+
+class _UploadStopped(Exception):
+    """The connection takes no more; the reader will find out why."""
+
+
+class Exchange:
+    """Also the UpstreamResponse, from `open` on. Made before there is a connection, so that a
+    request that HTTP/1.1 cannot carry is refused before anything is decrypted.
+
+    h11 keeps the state of both directions; it never sees the key. The channel is borrowed.
+    """
+
+    def __init__(
+        self,
+        request: ScreenedRequest,
+        body: AsyncIterator[bytes],
+        authority: str,
+        timeouts: UpstreamTimeouts,
+    ) -> None:
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._head = request_head(self._http, request, authority)
+        self._length = body_length(request)
+        self._max_body = request.max_body
+        self._body = body
+        self._timeouts = timeouts
+        self._channel: Channel | None = None
+        self._uploader: asyncio.Task[None] | None = None
+        # We stopped the upload: how it ends is of no interest, nor to the channel's next borrower.
+        self._stopped = False
+        self._upload_error: BaseException | None = None
+        # The request is on its way whole.
+        self._uploaded = False
+        # The answer was read whole.
+        self._complete = False
+        self._first_byte: asyncio.Timeout | None = None
+        self._eof = False
+        self._status = 0
+        self._headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    # --- sending ---------------------------------------------------------------------------
+
+    def start(self, channel: Channel, injector: Injector, progress: SendProgress) -> None:
+        """Write the head with its credential, without a pause between decryption and wiping.
+
+        Raises StaleCredential, or what inject raises, before anything is written; UpstreamFailed.
+        """
+        key_at = len(self._head) + len(_CREDENTIAL_NAME)
+        buffer = bytearray().join(
+            (self._head, _CREDENTIAL_NAME, bytes(injector.length), _END_OF_HEAD)
+        )
+        try:
+            with memoryview(buffer)[key_at : key_at + injector.length] as target:
+                injector.inject(target)
+            progress.sent = True
+            channel.write(buffer)
+        except FOREIGN:
+            raise faults.cut() from None
+        finally:
+            buffer[:] = bytes(len(buffer))
+        self._channel = channel
+
+    async def open(self) -> None:
+        """Begin the upload and wait for the answer's head. Raises what Upstream.send says."""
+        channel = self._opened()
+        self._uploader = asyncio.create_task(self._upload(channel))
+        deadline = self._first_byte = asyncio.timeout(None)
+        try:
+            async with deadline:
+                response = await self._read_head(channel)
+        except FOREIGN as error:
+            if error is self._upload_error:
+                raise
+            if deadline.expired():
+                raise faults.timeout_fault("head") from None
+            raise (faults.cut() if self._eof else faults.malformed()) from None
+        finally:
+            self._first_byte = None
+        self._headers = check_response(response)
+        self._status = response.status_code
+        if self._status >= 400 and not self._uploaded:
+            # The answer will not change: stop sending (RFC 9112 section 9.5). The connection is
+            # of no use after that.
+            self._stop_upload()
+
+    async def _upload(self, channel: Channel) -> None:
+        try:
+            await self._send_body(channel)
+        except _UploadStopped:
+            pass
+        except asyncio.CancelledError:
+            self._fail(channel, faults.upload_cancelled())
+            raise
+        except Exception as error:  # noqa: BLE001 - what the body raises, the reader raises
+            self._fail(channel, error)
+
+    def _fail(self, channel: Channel, error: BaseException) -> None:
+        if not self._stopped:
+            self._upload_error = error
+            channel.fail(error)
+
+    def _stop_upload(self) -> None:
+        self._stopped = True
+        if self._uploader is not None:
+            self._uploader.cancel()
+
+    async def _send_body(self, channel: Channel) -> None:
+        sent = 0
+        if self._length == 0:
+            self._finish_upload(channel)
+        while (piece := await self._next_piece()) is not None:
+            sent += len(piece)
+            if self._length is None and sent > self._max_body:
+                raise faults.body_too_large(self._max_body)
+            if self._length is not None and sent > self._length:
+                raise faults.body_length_mismatch()
+            if piece:
+                await self._transmit(channel, h11.Data(data=piece))
+            if sent == self._length and not self._uploaded:
+                self._finish_upload(channel)
+        if self._length is not None and sent < self._length:
+            raise faults.body_length_mismatch()
+        if not self._uploaded:
+            self._finish_upload(channel)
+
+    async def _next_piece(self) -> bytes | None:
+        deadline = asyncio.timeout(self._timeouts.body_idle_s)
+        try:
+            async with deadline:
+                return await anext(self._body, None)
+        except TimeoutError:
+            if deadline.expired():
+                raise faults.timeout_fault("body") from None
+            raise
+
+    async def _transmit(self, channel: Channel, event: h11.Data) -> None:
+        self._write(channel, event)
+        deadline = asyncio.timeout(self._timeouts.write_stall_s)
+        try:
+            async with deadline:
+                await channel.drain()
+        except TimeoutError:
+            raise faults.timeout_fault("write") from None
+
+    def _finish_upload(self, channel: Channel) -> None:
+        self._write(channel, h11.EndOfMessage())
+        self._uploaded = True
+        if self._first_byte is not None:
+            now = asyncio.get_running_loop().time()
+            self._first_byte.reschedule(now + self._timeouts.first_byte_s)
+
+    def _write(self, channel: Channel, event: h11.Data | h11.EndOfMessage) -> None:
+        try:
+            data = self._http.send(event)
+            if data:
+                channel.write(data)
+        except FOREIGN:
+            raise _UploadStopped from None
+
+    # --- the answer ------------------------------------------------------------------------
+
+    @property
+    def status(self) -> int:
+        return self._status
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        return self._headers
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """What one read of the socket gave, without framing. Raises Unavailable, UpstreamFailed,
+        and what the upload failed with."""
+        if self._complete:
+            raise StopAsyncIteration
+        deadline = asyncio.timeout(self._timeouts.idle_s)
+        try:
+            async with deadline:
+                chunk = await self._read_chunk(self._opened())
+        except FOREIGN as error:
+            if error is self._upload_error:
+                raise
+            if deadline.expired():
+                raise faults.timeout_fault("chunk") from None
+            raise faults.cut() from None
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    async def _read_head(self, channel: Channel) -> h11.Response:
+        informational = 0
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                await self._receive(channel)
+            elif isinstance(event, h11.Response):
+                return event
+            elif isinstance(event, h11.InformationalResponse):
+                informational += 1
+                if event.status_code == 101 or informational > MAX_INFORMATIONAL:
+                    raise faults.malformed()
+            else:  # h11.ConnectionClosed
+                raise faults.cut()
+
+    async def _read_chunk(self, channel: Channel) -> bytes:
+        """b'' at the end."""
+        pieces: list[bytes] = []
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError:
+                if pieces:  # what came before it is good; the next read raises again
+                    break
+                raise
+            if isinstance(event, h11.Data):
+                pieces.append(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                self._complete = True
+                break
+            elif pieces:
+                break
+            else:
+                await self._receive(channel)
+        return b"".join(pieces)
+
+    async def _receive(self, channel: Channel) -> None:
+        try:
+            data = await channel.read()
+        except OSError:
+            self._eof = True
+            raise
+        self._eof = not data
+        self._http.receive_data(data)
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def end(self) -> bool:
+        """Stop the upload; whether the connection can carry another exchange. Synchronous, so
+        that a connection that is of no more use can be aborted at once."""
+        self._stop_upload()
+        self._body_was_empty()
+        reusable = (
+            self._complete
+            and self._uploaded
+            and self._http.our_state is h11.DONE
+            and self._http.their_state is h11.DONE
+            and self._http.trailing_data == (b"", False)
+            and not framing_is_ambiguous(self._headers)
+        )
+        self._complete = True  # whoever keeps the response reads nothing of the next one
+        self._channel = None
+        return reusable
+
+    async def settle(self) -> None:
+        """Until the upload's task has ended; bounded, since the body is the caller's."""
+        if self._uploader is not None:
+            await asyncio.wait({self._uploader}, timeout=self._timeouts.settle_s)
+
+    def _body_was_empty(self) -> None:
+        """An answer without a body (HEAD, 204) is whole although nobody read it."""
+        if not self._complete and self._status and not self._eof:
+            try:
+                self._complete = isinstance(self._http.next_event(), h11.EndOfMessage)
+            except h11.RemoteProtocolError:
+                return
+
+    def _opened(self) -> Channel:
+        if self._channel is None:
+            raise faults.cut()
+        return self._channel
