@@ -1,0 +1,256 @@
+"""The contract of KeyWrapper and KeyCreator: every backend passes the same suite.
+
+A further backend joins with a line in BACKENDS and an async context manager that opens it with
+versions 1 and 2, of which 2 is current.
+"""
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+
+from fixtures.softhsm import MakeToken
+from ironwork_hsm import (
+    BlobRejected,
+    HsmError,
+    KeyCreator,
+    KeyMissing,
+    KeyWrapper,
+    Unavailable,
+    WrappedKey,
+    open_backend,
+)
+
+CONTEXT = b"workspace\x00key-7"
+
+
+@asynccontextmanager
+async def open_softhsm(request: pytest.FixtureRequest) -> AsyncIterator[KeyWrapper]:
+    make_token: MakeToken = request.getfixturevalue("make_token")
+    backend = await open_backend(make_token().uri, allow_missing=True)
+    assert isinstance(backend, KeyCreator)
+    await backend.create_version()
+    await backend.create_version()
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+Open = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[KeyWrapper]]
+BACKENDS: dict[str, Open] = {"pkcs11-softhsm": open_softhsm}
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[KeyWrapper]:
+    async with BACKENDS[request.param](request) as opened:
+        yield opened
+
+
+async def test_round_trip(backend: KeyWrapper) -> None:
+    """What was wrapped unwraps to the same 32 bytes, in a buffer that the caller can wipe."""
+    data_key = os.urandom(32)
+    wrapped = await backend.wrap(data_key, CONTEXT)
+    opened = await backend.unwrap(wrapped, CONTEXT)
+    assert opened == data_key
+    assert isinstance(opened, bytearray)
+
+
+async def test_wrap_takes_a_bytearray_and_leaves_it_alone(backend: KeyWrapper) -> None:
+    """A data key may come in a bytearray, which its owner wipes, not the backend."""
+    data_key = bytearray(os.urandom(32))
+    before = bytes(data_key)
+    wrapped = await backend.wrap(data_key, CONTEXT)
+    assert data_key == before
+    assert await backend.unwrap(wrapped, CONTEXT) == before
+
+
+async def test_wrapped_key_says_what_made_it(backend: KeyWrapper) -> None:
+    """A wrapped key names the backend, the current version and the mechanism."""
+    wrapped = await backend.wrap(os.urandom(32), CONTEXT)
+    assert wrapped.backend == backend.name
+    assert wrapped.key_version == backend.current_version == 2
+    assert wrapped.mechanism == backend.mechanism
+
+
+async def test_name_holds_no_query(backend: KeyWrapper) -> None:
+    """A backend's name is its URI's path: nothing of how it is reached."""
+    assert "?" not in backend.name
+    assert "pin" not in backend.name
+
+
+async def test_two_wraps_of_one_key_differ(backend: KeyWrapper) -> None:
+    """Wrapping is randomised: equal data keys cannot be told from their blobs."""
+    data_key = os.urandom(32)
+    first, second = [await backend.wrap(data_key, CONTEXT) for _ in range(2)]
+    assert first.blob != second.blob
+
+
+async def test_blob_hides_the_data_key(backend: KeyWrapper) -> None:
+    """The data key is not in its blob, and a blob is not in a repr."""
+    data_key = os.urandom(32)
+    wrapped = await backend.wrap(data_key, CONTEXT)
+    assert data_key not in wrapped.blob
+    assert "blob" not in repr(wrapped)
+
+
+@pytest.mark.parametrize("size", [0, 16, 31, 33, 64])
+async def test_only_whole_data_keys_are_wrapped(backend: KeyWrapper, size: int) -> None:
+    """A data key has 32 bytes; any other length is refused."""
+    with pytest.raises(ValueError, match="32 bytes"):
+        await backend.wrap(bytes(size), CONTEXT)
+
+
+@pytest.mark.parametrize("context", [b"", b"\x00", b"x" * 4096], ids=["empty", "zero", "long"])
+async def test_any_context_binds(backend: KeyWrapper, context: bytes) -> None:
+    """Empty, zero and long contexts bind like any other."""
+    wrapped = await backend.wrap(bytes(32), context)
+    assert await backend.unwrap(wrapped, context) == bytes(32)
+    with pytest.raises(BlobRejected):
+        await backend.unwrap(wrapped, context + b"\x00")
+
+
+async def test_every_flipped_bit_of_the_blob_is_rejected(backend: KeyWrapper) -> None:
+    """No bit of a blob can change without notice."""
+    wrapped = await backend.wrap(os.urandom(32), CONTEXT)
+    for bit in range(len(wrapped.blob) * 8):
+        altered = bytearray(wrapped.blob)
+        altered[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BlobRejected):
+            await backend.unwrap(dataclasses.replace(wrapped, blob=bytes(altered)), CONTEXT)
+
+
+async def test_every_flipped_bit_of_the_context_is_rejected(backend: KeyWrapper) -> None:
+    """A blob opens in its own context only."""
+    wrapped = await backend.wrap(os.urandom(32), CONTEXT)
+    for bit in range(len(CONTEXT) * 8):
+        altered = bytearray(CONTEXT)
+        altered[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BlobRejected):
+            await backend.unwrap(wrapped, bytes(altered))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backend": "pkcs11:token=another;object=master"},
+        {"backend": ""},
+        {"key_version": 1},
+        {"key_version": 0},
+        {"key_version": -1},
+        {"key_version": 2**32},
+        {"mechanism": "aes-256-cbc"},
+        {"mechanism": ""},
+        {"blob": b""},
+        {"blob": b"\x01"},
+    ],
+    ids=str,
+)
+async def test_a_changed_label_is_rejected(backend: KeyWrapper, change: dict[str, object]) -> None:
+    """Name, version and mechanism are bound into the blob: none can be rewritten."""
+    wrapped = await backend.wrap(os.urandom(32), CONTEXT)
+    with pytest.raises(BlobRejected):
+        await backend.unwrap(dataclasses.replace(wrapped, **change), CONTEXT)
+
+
+async def test_truncated_and_extended_blobs_are_rejected(backend: KeyWrapper) -> None:
+    """A blob has one length."""
+    wrapped = await backend.wrap(os.urandom(32), CONTEXT)
+    for blob in (wrapped.blob[:-1], wrapped.blob + b"\x00", wrapped.blob * 2):
+        with pytest.raises(BlobRejected):
+            await backend.unwrap(dataclasses.replace(wrapped, blob=blob), CONTEXT)
+
+
+async def test_halves_of_two_blobs_do_not_join(backend: KeyWrapper) -> None:
+    """No cut of two blobs, at any byte, opens."""
+    first, second = [await backend.wrap(os.urandom(32), CONTEXT) for _ in range(2)]
+    for cut in range(1, len(first.blob)):
+        mixed = first.blob[:cut] + second.blob[cut:]
+        if mixed in (first.blob, second.blob):
+            continue  # the layout byte is the same in both
+        with pytest.raises(BlobRejected):
+            await backend.unwrap(dataclasses.replace(first, blob=mixed), CONTEXT)
+
+
+async def test_unknown_version_is_missing(backend: KeyWrapper) -> None:
+    """A version that the device does not hold is KeyMissing, not a rejected blob."""
+    wrapped = await backend.wrap(os.urandom(32), CONTEXT)
+    with pytest.raises(KeyMissing):
+        await backend.unwrap(dataclasses.replace(wrapped, key_version=9), CONTEXT)
+
+
+async def test_a_rejected_blob_does_no_harm(backend: KeyWrapper) -> None:
+    """After any number of rejected blobs, good ones open still."""
+    wrapped = await backend.wrap(bytes(32), CONTEXT)
+    for _ in range(20):
+        with pytest.raises(BlobRejected):
+            await backend.unwrap(wrapped, b"wrong")
+    assert await backend.unwrap(wrapped, CONTEXT) == bytes(32)
+    await backend.check()
+
+
+async def test_versions_oldest_first(backend: KeyWrapper) -> None:
+    """All versions are listed, oldest first, as secrets that never leave the device."""
+    versions = await backend.versions()
+    assert [version.version for version in versions] == [1, 2]
+    for version in versions:
+        assert version.sensitive
+        assert not version.extractable
+        assert version.never_extractable
+        assert version.local
+
+
+async def test_a_created_version_is_current_at_once(backend: KeyWrapper) -> None:
+    """Wrap uses a new version as soon as it is created; older blobs open still."""
+    if not isinstance(backend, KeyCreator):
+        pytest.skip("this backend creates no keys")
+    old = await backend.wrap(bytes(32), CONTEXT)
+    created = await backend.create_version()
+    assert created.version == backend.current_version == 3
+    new = await backend.wrap(bytes(32), CONTEXT)
+    assert new.key_version == 3
+    assert await backend.unwrap(old, CONTEXT) == await backend.unwrap(new, CONTEXT) == bytes(32)
+
+
+async def test_concurrent_calls_get_their_own_answers(backend: KeyWrapper) -> None:
+    """Many calls at once never mix up their results."""
+
+    async def one(number: int) -> None:
+        data_key = number.to_bytes(32, "big")
+        context = f"context {number}".encode()
+        wrapped: WrappedKey = await backend.wrap(data_key, context)
+        assert await backend.unwrap(wrapped, context) == data_key
+        with pytest.raises(BlobRejected):
+            await backend.unwrap(wrapped, b"another")
+
+    await asyncio.gather(*(one(number) for number in range(100)))
+
+
+async def test_check_is_silent_on_a_sound_backend(backend: KeyWrapper) -> None:
+    """check() returns where the device answers."""
+    await backend.check()
+
+
+async def test_a_closed_backend_refuses(backend: KeyWrapper) -> None:
+    """After close every call is Unavailable; closing again is harmless."""
+    wrapped = await backend.wrap(bytes(32), CONTEXT)
+    await backend.close()
+    await backend.close()
+    with pytest.raises(Unavailable):
+        await backend.wrap(bytes(32), CONTEXT)
+    with pytest.raises(Unavailable):
+        await backend.unwrap(wrapped, CONTEXT)
+    with pytest.raises(Unavailable):
+        await backend.check()
+
+
+async def test_errors_carry_no_foreign_text(backend: KeyWrapper) -> None:
+    """An error leads to no other exception, whose text or frames could hold a secret."""
+    wrapped = await backend.wrap(bytes(32), CONTEXT)
+    with pytest.raises(HsmError) as caught:
+        await backend.unwrap(wrapped, b"wrong")
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
