@@ -10,7 +10,7 @@ import inspect
 import logging
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -144,9 +144,11 @@ class Reloading(Generic[T]):
             await self._changed.wait()
         return self._generation
 
-    async def changes(self) -> AsyncIterator[T]:
+    def changes(self) -> AsyncGenerator[T, None]:
         """Each new value from now on; a slow reader gets the newest and misses those between."""
-        generation = self._generation
+        return self._changes_after(self._generation)
+
+    async def _changes_after(self, generation: int) -> AsyncGenerator[T, None]:
         while True:
             generation = await self.wait_newer(generation)
             yield self._value
