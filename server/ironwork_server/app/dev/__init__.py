@@ -1,0 +1,3 @@
+"""`ironwork-server dev`: everything embedded under one state folder, and marked so that `serve`
+refuses it.
+"""

@@ -1,0 +1,178 @@
+"""The state folder of `dev`: a SoftHSM token, a database, a CA with a profile for each role.
+
+DEV            the mark, and the lock that keeps a second server out
+server.toml    the settings in force
+hsm/           SoftHSM's token and PIN          db/      the database
+audit/         the audit log                    pki/     the throw-away CA
+policy/        Cedar policies, yours to edit    profiles/  one client profile for each role
+simulator/     the Anthropic simulator's keys, certificate and log
+"""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ironwork_hsm import KeyCreator
+from ironwork_hsm.backends import open_backend
+from ironwork_hsm.pkcs11.softhsm import (
+    SoftHsmToken,
+    config_environment,
+    create_token,
+    token_uri,
+    use_config,
+)
+from ironwork_server import store
+from ironwork_server.access.policy import write_default_policies
+from ironwork_server.app.devpki import DEV_TRUST_DOMAIN, DevCa, write_client_profile
+from ironwork_server.app.settings import Settings
+from ironwork_server.app.startup import StartupError
+
+MARK = "DEV"
+# `serve` refuses tokens whose label begins like this.
+TOKEN_LABEL = "ironwork-dev"  # noqa: S105  a label, no password
+WORKSPACE = "acme"
+RULES = (
+    ("/workspace/{workspace}/admin/{name}", "key-admin"),
+    ("/workspace/{workspace}/agent/{name}", "agent"),
+    ("/auditor/{name}", "auditor"),
+)
+# Profile name, SPIFFE path, workspace that the profile asks for.
+PROFILES = (
+    ("admin", f"/workspace/{WORKSPACE}/admin/alice", WORKSPACE),
+    ("agent", f"/workspace/{WORKSPACE}/agent/coder", WORKSPACE),
+    ("auditor", "/auditor/olivia", None),
+    # Another company's: for seeing that it is refused.
+    ("stranger", "/workspace/globex/agent/spy", WORKSPACE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DevState:
+    """An open state folder. Holds its lock until the process ends or close() is called."""
+
+    folder: Path
+    ca: DevCa
+    token: SoftHsmToken
+    lock: int
+
+    @property
+    def store_url(self) -> str:
+        """The database."""
+        return f"sqlite:///{self.folder / 'db' / 'keys.db'}"
+
+    def close(self) -> None:
+        """Let another server have the folder."""
+        os.close(self.lock)
+
+
+async def open_state(folder: Path) -> DevState:
+    """Open the folder, making what is missing. Errors: StartupError, and those of the parts."""
+    folder = folder.resolve()  # noqa: ASYNC240  nothing is served yet
+    lock = _take(folder)
+    for name in ("db", "audit", "pki", "policy", "profiles", "simulator"):
+        (folder / name).mkdir(mode=0o700, exist_ok=True)
+    token = _token(folder / "hsm")
+    use_config(token.config)
+    await _create_master_key(token.uri)
+    state = DevState(folder, _authority(folder / "pki"), token, lock)
+    store.upgrade(state.store_url)
+    store.mark(state.store_url, store.DEV)
+    if not any((folder / "policy").glob("*.cedar")):
+        write_default_policies(folder / "policy")
+    server = state.ca.server_certificate()
+    server.write(folder / "pki" / "server.pem", folder / "pki" / "server-key.pem")
+    return state
+
+
+def settings_of(state: DevState, *, listen: str, log_level: str) -> Settings:
+    """The settings that a dev server runs with."""
+    pki = state.folder / "pki"
+    return Settings.model_validate(
+        {
+            "listen": listen,
+            "log_level": log_level,
+            "drain_s": 5,
+            "tls": {
+                "certificate": pki / "server.pem",
+                "private_key": pki / "server-key.pem",
+                "client_ca": pki / "ca.pem",
+            },
+            "identity": {
+                "trust_domain": DEV_TRUST_DOMAIN,
+                "rules": [{"path": path, "role": role} for path, role in RULES],
+            },
+            "policy": {"folder": state.folder / "policy"},
+            "master_key": {"uris": [state.token.uri]},
+            "store": {"url": state.store_url},
+            "audit": {"folder": state.folder / "audit", "origin": "ironwork.dev/server"},
+        }
+    )
+
+
+def write_profiles(state: DevState, target: str) -> None:
+    """One client profile for each role, with a fresh certificate."""
+    for name, path, workspace in PROFILES:
+        write_client_profile(
+            state.folder / "profiles",
+            name,
+            state.ca.client_certificate(f"spiffe://{DEV_TRUST_DOMAIN}{path}"),
+            state.ca,
+            target=target,
+            workspace=workspace,
+            server_name="localhost",
+        )
+
+
+def _take(folder: Path) -> int:
+    mark = folder / MARK
+    if folder.exists() and not mark.exists() and any(folder.iterdir()):
+        raise StartupError(
+            f"{folder} holds something else: give --state a new or empty folder, or one that"
+            " `dev` made."
+        )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StartupError(
+            f"{folder} is in use by another server: stop that one, or give --state another folder."
+        ) from None
+    return lock
+
+
+def _token(folder: Path) -> SoftHsmToken:
+    config, pin, so_pin = folder / "softhsm2.conf", folder / "pin", folder / "so-pin"
+    if any((folder / "tokens").glob("*/token.object")):
+        return SoftHsmToken(
+            label=TOKEN_LABEL,
+            uri=token_uri(TOKEN_LABEL, "master", pin),
+            config=config,
+            pin_file=pin,
+            so_pin_file=so_pin,
+            env=config_environment(config),
+        )
+    # What a start that was broken off left behind holds no token.
+    pin.unlink(missing_ok=True)
+    so_pin.unlink(missing_ok=True)
+    return create_token(folder, TOKEN_LABEL)
+
+
+def _authority(folder: Path) -> DevCa:
+    try:
+        return DevCa.load(folder)
+    except OSError:
+        ca = DevCa.create()
+        ca.save(folder)
+        return ca
+
+
+async def _create_master_key(uri: str) -> None:
+    wrapper = await open_backend(uri, allow_missing=True)
+    try:
+        if not await wrapper.versions() and isinstance(wrapper, KeyCreator):
+            await wrapper.create_version()
+    finally:
+        await wrapper.close()

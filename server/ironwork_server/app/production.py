@@ -1,0 +1,44 @@
+"""`ironwork-server serve`: production. Refuses everything that is marked `dev`."""
+
+from pathlib import Path
+
+from ironwork_hsm.uri import parse_pkcs11_uri
+from ironwork_server import store
+from ironwork_server.app.dev.state import TOKEN_LABEL
+from ironwork_server.app.devpki import is_dev_ca
+from ironwork_server.app.settings import Settings
+from ironwork_server.app.startup import StartupError, refuse_shared_place
+
+_NOT_IN_PRODUCTION = "; it was made by `ironwork-server dev` and is not for production."
+
+
+def check_production(settings: Settings) -> None:
+    """Refuse what is not fit to serve. Errors: StartupError, ironwork_hsm.ConfigurationError."""
+    _refuse_dev_certificates(settings)
+    pins = _refuse_dev_tokens(settings)
+    refuse_shared_place(pins, [settings.store.path])
+    if store.marker(settings.store.url) == store.DEV:
+        raise StartupError(f"store.url is marked dev{_NOT_IN_PRODUCTION}")
+
+
+def _refuse_dev_certificates(settings: Settings) -> None:
+    for name in ("certificate", "client_ca"):
+        path: Path = getattr(settings.tls, name)
+        try:
+            dev = is_dev_ca(path.read_bytes())
+        except OSError as error:
+            raise StartupError(f"tls.{name}: {path} cannot be read ({error.strerror}).") from None
+        except ValueError:
+            raise StartupError(f"tls.{name}: {path} holds no PEM certificates.") from None
+        if dev:
+            raise StartupError(f"tls.{name} comes from a throw-away CA{_NOT_IN_PRODUCTION}")
+
+
+def _refuse_dev_tokens(settings: Settings) -> list[Path]:
+    pins = []
+    for uri in settings.master_key.uris:
+        parsed = parse_pkcs11_uri(uri)
+        if (parsed.token or "").startswith(TOKEN_LABEL):
+            raise StartupError(f"master_key.uris names the token {TOKEN_LABEL}{_NOT_IN_PRODUCTION}")
+        pins.append(parsed.pin_source)
+    return pins

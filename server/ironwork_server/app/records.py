@@ -1,0 +1,106 @@
+"""Audit events of the service itself: start and stop, reloads, refused peers."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from ironwork_server.access.limits import RefusalAggregator, RefusalSummary
+from ironwork_server.core.errors import Unavailable
+from ironwork_server.core.ports import Journal
+from ironwork_server.core.values import AuditEvent, Phase
+
+log = logging.getLogger(__name__)
+
+FLUSH_INTERVAL_S = 1.0
+MAX_PENDING = 100
+
+
+class ServiceRecords:
+    """Writes what no call of a client causes. Refusals of unauthenticated peers are aggregated:
+    whoever has a certificate of a trusted CA but no identity must not be able to fill the log.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._refusals = RefusalAggregator()
+        self._pending: list[RefusalSummary] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Record start and stop, and summaries in between."""
+        await self._write("service.start", success=True)
+        flushing = asyncio.create_task(self._flush_regularly())
+        try:
+            yield
+        finally:
+            flushing.cancel()
+            await asyncio.wait([flushing])
+            await self._flush()
+            await self._write_or_log("service.stop", success=True)
+
+    def refused(self, reason: str) -> None:
+        """A peer passed TLS and has no valid identity."""
+        summary = self._refusals.refused(reason)
+        if summary is not None and len(self._pending) < MAX_PENDING:
+            self._pending.append(summary)
+
+    async def policy_reloaded(self, version: str) -> None:
+        """New policies are in force."""
+        log.info("policy.reloaded", extra={"version": version})
+        await self._write_or_log("policy.reload", success=True, policy_version=version)
+
+    async def certificates_reloaded(self) -> None:
+        """New certificates are in force at the next handshake."""
+        log.info("tls.reloaded")
+        await self._write_or_log("certificate.reload", success=True)
+
+    async def reload_failed(self, component: str) -> None:
+        """Files changed into something unusable; the old ones stay in force."""
+        log.error("reload.failed", extra={"component": component})
+        operation = "policy.reload" if component == "policy" else "certificate.reload"
+        await self._write_or_log(operation, success=False, reason="RELOAD_FAILED")
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        summaries = [*self._pending, *self._refusals.due()]
+        self._pending.clear()
+        for summary in summaries:
+            log.warning("peer.refused", extra={"reason": summary.reason, "count": summary.count})
+            await self._write_or_log(
+                "peer.refused",
+                success=False,
+                reason=summary.reason,
+                count=summary.count,
+                window_s=round(summary.seconds),
+            )
+
+    async def _write_or_log(
+        self, operation: str, *, success: bool, reason: str = "", **details: str | int
+    ) -> None:
+        try:
+            await self._write(operation, success=success, reason=reason, **details)
+        except Unavailable:
+            # Health says the same, and no call is served while the log cannot be written.
+            log.error("audit.unavailable", extra={"reason": operation})  # noqa: TRY400
+
+    async def _write(
+        self, operation: str, *, success: bool, reason: str = "", **details: str | int
+    ) -> None:
+        await self._journal.append(
+            AuditEvent(
+                phase=Phase.EVENT,
+                operation=operation,
+                correlation_id=str(uuid.uuid4()),
+                time=datetime.now(UTC),
+                success=success,
+                reason=reason,
+                details=details,
+            )
+        )

@@ -1,0 +1,274 @@
+"""The composition root: builds every part once, in order, and takes them down in reverse."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+
+from ironwork.keys.v1 import audit_pb2_grpc, keys_pb2_grpc
+from ironwork_hsm import HsmError, KeyWrapper
+from ironwork_hsm.backends import open_backend
+from ironwork_server.access.errors import AccessConfigurationError
+from ironwork_server.access.identity import IdentityMapper
+from ironwork_server.access.limits import Limits, LimitSettings
+from ironwork_server.access.policy import CedarPolicy
+from ironwork_server.access.reload import Reloading
+from ironwork_server.access.rules import IdentityRule
+from ironwork_server.access.tls import ServerTls, server_credentials
+from ironwork_server.app.hsm_state import HsmState
+from ironwork_server.app.records import ServiceRecords
+from ironwork_server.app.settings import Settings
+from ironwork_server.app.startup import StartupError, refuse_debugging_loop
+from ironwork_server.core.errors import IronworkError, Unavailable
+from ironwork_server.core.names import PageTokens
+from ironwork_server.core.routes import RouteTable
+from ironwork_server.custody.add_key import KeyAdder
+from ironwork_server.custody.delete_key import KeyDeleter
+from ironwork_server.custody.gate import Gate
+from ironwork_server.custody.in_flight import InFlight
+from ironwork_server.custody.last_used import UseRecorder
+from ironwork_server.custody.list_keys import KeyLister
+from ironwork_server.custody.probe import MasterKeyProbe
+from ironwork_server.custody.read_audit import AuditLister
+from ironwork_server.custody.use_key import KeyUser
+from ironwork_server.custody.vault import Vault
+from ironwork_server.journal import FileJournal, JournalError
+from ironwork_server.rpc.audit_service import AuditService
+from ironwork_server.rpc.chain import Chain, TableInterceptor
+from ironwork_server.rpc.health import HealthMonitor
+from ironwork_server.rpc.key_service import KeyService
+from ironwork_server.rpc.peer import Peers
+from ironwork_server.rpc.with_key import Drain, StreamParts, StreamSettings
+from ironwork_server.store import open_store
+from ironwork_server.upstream.client import HttpUpstream
+from ironwork_server.upstream.endpoint import UpstreamEndpoint
+from ironwork_server.upstream.validator import AnthropicKeyValidator
+
+log = logging.getLogger(__name__)
+
+# A request begins on a read of the database that is at most this old (DESIGN 4).
+FRESHNESS_S = 1.0
+# AddKey answers 10 MB of text with the field's name and the mend, so it has to arrive.
+MAX_MESSAGE_BYTES = 11 * 1024 * 1024
+# A peer that has gone silent is noticed within the sum.
+KEEPALIVE_S = 20
+KEEPALIVE_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service that is serving. port: the one that it listens on."""
+
+    port: int
+    server: grpc.aio.Server
+    health: HealthMonitor
+    drain: Drain
+    drain_s: float
+
+    async def stop(self) -> None:
+        """Drain: new calls go elsewhere, calls in flight have drain_s seconds."""
+        log.info("service.draining")
+        await self.health.drain()
+        self.drain.begin(self.drain_s)
+        await self.server.stop(self.drain_s)
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, endpoint: UpstreamEndpoint, *, freshness_s: float = FRESHNESS_S
+) -> AsyncIterator[Service]:
+    """Build and start everything; drain and take it down at the end. Errors: StartupError."""
+    refuse_debugging_loop(asyncio.get_running_loop())
+    async with AsyncExitStack() as stack:
+        try:
+            service = await _start(stack, settings, endpoint, freshness_s)
+        except (AccessConfigurationError, JournalError, HsmError) as error:
+            # These are ours, and their texts are written for an operator.
+            raise StartupError(str(error)) from None
+        except IronworkError as error:
+            raise StartupError(f"{error.message} ({error.reason})") from None
+        log.info("service.serving", extra={"address": settings.listen})
+        yield service
+        await service.stop()
+
+
+async def _start(
+    stack: AsyncExitStack, settings: Settings, endpoint: UpstreamEndpoint, freshness_s: float
+) -> Service:
+    journal = FileJournal.open(settings.audit.folder, settings.audit.origin)
+    stack.push_async_callback(journal.close)
+    records = ServiceRecords(journal)
+    await stack.enter_async_context(records.running())
+    policy = await _watch_policy(stack, settings, records)
+    tls = await _watch_tls(stack, settings, records)
+    wrappers = [await _open_wrapper(stack, uri) for uri in settings.master_key.uris]
+    probe = MasterKeyProbe(wrappers, journal)
+    await probe.check()
+    store = open_store(settings.store.url)
+    stack.push_async_callback(store.close)
+    hsm = HsmState(probe)
+    vault = Vault(wrappers, store, on_health=hsm.seen)
+    upstream = HttpUpstream(endpoint)
+    stack.push_async_callback(upstream.close)
+    gate = Gate(policy=lambda: policy.value, limits=Limits(_limits(settings)), journal=journal)
+    stack.push_async_callback(gate.settle)
+    uses = UseRecorder(store)
+    stack.push_async_callback(uses.flush)
+    await _in_background(stack, uses.run())
+    in_flight = InFlight()
+    drain = Drain()
+    peers = Peers(_mapper(settings), on_refused=records.refused)
+    chain = Chain(peers=peers, gate=gate)
+    tokens = PageTokens(store.installation_id.encode())
+    streams = StreamParts(
+        peers=peers,
+        gate=gate,
+        key_user=KeyUser(
+            store=store,
+            vault=vault,
+            upstream=upstream,
+            journal=journal,
+            in_flight=in_flight,
+            uses=uses,
+            freshness_s=freshness_s,
+        ),
+        routes=RouteTable(frozenset(settings.api.groups)),
+        changes=policy,
+        drain=drain,
+        settings=StreamSettings(
+            age_s=settings.streams.age_s,
+            upload_stall_s=settings.streams.upload_stall_s,
+            write_stall_s=settings.streams.write_stall_s,
+        ),
+    )
+    keys = KeyService(
+        chain=chain,
+        adder=KeyAdder(
+            store=store,
+            vault=vault,
+            validator=AnthropicKeyValidator(upstream),
+            max_keys=settings.limits.max_keys,
+        ),
+        lister=KeyLister(store=store, tokens=tokens),
+        deleter=KeyDeleter(store=store, in_flight=in_flight, freshness_s=freshness_s),
+        streams=streams,
+    )
+    audit = AuditService(
+        chain=chain,
+        lister=AuditLister(reader=journal.reader(), origin=journal.origin, tokens=tokens),
+    )
+    health = HealthMonitor(
+        {"store": store.check, "journal": _journal_check(journal), "hsm": hsm.check}
+    )
+    await health.refresh()
+    await _in_background(stack, health.run())
+    server, port = await _listen(settings, tls, keys, audit, health)
+    stack.push_async_callback(server.stop, 0)
+    return Service(port, server, health, drain, settings.drain_s)
+
+
+async def _listen(
+    settings: Settings,
+    tls: Reloading[ServerTls],
+    keys: KeyService,
+    audit: AuditService,
+    health: HealthMonitor,
+) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(
+        interceptors=[TableInterceptor()],
+        options=[
+            # Two servers on one port would share its calls silently.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", settings.limits.streams_per_connection),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_metadata_size", 16 * 1024),
+            ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ],
+    )
+    keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(audit, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    try:
+        port = server.add_secure_port(settings.listen, server_credentials(tls))
+    except RuntimeError:
+        raise StartupError(
+            f"{settings.listen} cannot be listened on: the port is in use or not allowed."
+            " Set `listen` to another address, or stop what uses it."
+        ) from None
+    await server.start()
+    return server, port
+
+
+async def _watch_policy(
+    stack: AsyncExitStack, settings: Settings, records: ServiceRecords
+) -> Reloading[CedarPolicy]:
+    folder = settings.policy.folder
+    policy = Reloading(
+        lambda: CedarPolicy.load(folder),
+        [folder],
+        name="policy",
+        on_success=lambda _, new: records.policy_reloaded(new.version),
+        on_failure=lambda _: records.reload_failed("policy"),
+    )
+    return await stack.enter_async_context(policy)
+
+
+async def _watch_tls(
+    stack: AsyncExitStack, settings: Settings, records: ServiceRecords
+) -> Reloading[ServerTls]:
+    files = settings.tls
+    tls = Reloading(
+        lambda: ServerTls.load(files.certificate, files.private_key, files.client_ca),
+        [files.certificate, files.private_key, files.client_ca],
+        name="tls",
+        on_success=lambda _old, _new: records.certificates_reloaded(),
+        on_failure=lambda _: records.reload_failed("tls"),
+    )
+    return await stack.enter_async_context(tls)
+
+
+async def _open_wrapper(stack: AsyncExitStack, uri: str) -> KeyWrapper:
+    wrapper = await open_backend(uri)
+    stack.push_async_callback(wrapper.close)
+    return wrapper
+
+
+async def _in_background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
+    task = asyncio.ensure_future(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait([task])
+
+    stack.push_async_callback(end)
+
+
+def _mapper(settings: Settings) -> IdentityMapper:
+    rules = [IdentityRule(rule.path, rule.role) for rule in settings.identity.rules]
+    return IdentityMapper(settings.identity.trust_domain, rules)
+
+
+def _limits(settings: Settings) -> LimitSettings:
+    limits = settings.limits
+    return LimitSettings(
+        streams_per_principal=limits.streams_per_principal,
+        streams_per_workspace=limits.streams_per_workspace,
+        requests_per_principal=limits.requests_per_principal,
+        requests_per_workspace=limits.requests_per_workspace,
+        unary_per_principal=limits.unary_per_principal,
+        unary_per_workspace=limits.unary_per_workspace,
+    )
+
+
+def _journal_check(journal: FileJournal) -> Callable[[], Awaitable[None]]:
+    async def check() -> None:
+        if not journal.healthy:
+            raise Unavailable("The audit log cannot be written.", reason="AUDIT_UNAVAILABLE")
+
+    return check

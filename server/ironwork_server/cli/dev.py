@@ -1,0 +1,92 @@
+"""`ironwork-server dev`."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from ironwork_server.app import logs
+from ironwork_server.app.dev.simulator import Simulator, simulator
+from ironwork_server.app.dev.state import DevState, open_state, settings_of, write_profiles
+from ironwork_server.app.service import running
+from ironwork_server.app.startup import StartupError, refuse_speaking_environment
+from ironwork_server.cli.run import stop_signals
+from ironwork_server.upstream.endpoint import ANTHROPIC, UpstreamEndpoint
+
+
+def dev(
+    *, state: Path, listen: str, upstream: str, pace_s: float, log_level: str, as_json: bool
+) -> int:
+    """Serve until SIGTERM or Ctrl-C. Errors: StartupError and those of the parts."""
+    refuse_speaking_environment()
+    logs.configure(log_level)
+    asyncio.run(_dev(state, listen, upstream, pace_s, log_level, as_json=as_json))
+    return 0
+
+
+async def _dev(
+    folder: Path, listen: str, upstream: str, pace_s: float, log_level: str, *, as_json: bool
+) -> None:
+    with stop_signals() as stop:
+        state = await open_state(folder)
+        settings = settings_of(state, listen=listen, log_level=log_level)
+        async with (
+            _upstream(state, upstream, pace_s) as (endpoint, beside),
+            running(settings, endpoint) as service,
+        ):
+            target = f"{listen.rpartition(':')[0]}:{service.port}"
+            write_profiles(state, target)
+            (_say_json if as_json else _say)(state, target, beside)
+            await stop.wait()
+
+
+@asynccontextmanager
+async def _upstream(
+    state: DevState, upstream: str, pace_s: float
+) -> AsyncIterator[tuple[UpstreamEndpoint, Simulator | None]]:
+    if upstream == "simulator":
+        async with simulator(state, pace_s=pace_s) as beside:
+            yield beside.endpoint, beside
+    elif upstream == ANTHROPIC.base_url:
+        yield ANTHROPIC, None
+    else:
+        yield _loopback(upstream), None
+
+
+def _loopback(upstream: str) -> UpstreamEndpoint:
+    try:
+        endpoint = UpstreamEndpoint.parse(upstream)
+    except ValueError as error:
+        raise StartupError(f"--upstream: {error}") from None
+    if endpoint.tls:
+        raise StartupError(
+            "--upstream takes simulator, https://api.anthropic.com or http://127.0.0.1:PORT."
+        )
+    return endpoint
+
+
+def _say_json(state: DevState, target: str, beside: Simulator | None) -> None:
+    ready = {
+        "target": target,
+        "profiles": str(state.folder / "profiles"),
+        "simulator_keys": beside.keys if beside is not None else {},
+    }
+    print(json.dumps(ready), flush=True)  # noqa: T201  the answer
+
+
+def _say(state: DevState, target: str, beside: Simulator | None) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    profiles = state.folder / "profiles"
+    console.print(f"[bold green]Serving[/] on {target}. State: {state.folder}. Ctrl-C stops it.\n")
+    if beside is not None:
+        console.print("Keys that the Anthropic simulator knows (throw-away, in no file):")
+        for name, key in beside.keys.items():
+            console.print(f"  [dim]{name:>18}[/]  {key}")
+        console.print()
+    console.print("Type next, in another terminal:")
+    console.print(f"  .venv/bin/ironwork keys add --profile {profiles}/admin.toml --name first")
+    console.print(f"  .venv/bin/ironwork keys list --profile {profiles}/admin.toml")
+    console.print(f"  .venv/bin/ironwork audit list --profile {profiles}/auditor.toml")

@@ -1,0 +1,160 @@
+"""`ironwork-server`: one parser for all commands; each command's code is loaded when it runs."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ironwork_hsm import HsmError
+from ironwork_server.app.settings import SettingsError
+from ironwork_server.app.startup import StartupError
+from ironwork_server.core.errors import IronworkError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
+    2 wrong usage, 130 interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except (StartupError, SettingsError, HsmError) as error:
+        return _fail(str(error))
+    except IronworkError as error:
+        return _fail(f"{error.message} ({error.reason})")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(text: str) -> int:
+    print(f"ironwork-server: {text}", file=sys.stderr)  # noqa: T201  a command's error
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ironwork-server", description="Keeps Anthropic API keys for agents."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_dev(commands.add_parser("dev", help="run everything embedded, for hand use and tests"))
+    _add_serve(commands.add_parser("serve", help="run the service"))
+    _add_master_key(commands.add_parser("master-key", help="create or list master-key versions"))
+    _add_db(commands.add_parser("db", help="migrate the database, or say where it stands"))
+    _add_leakcheck(commands.add_parser("leakcheck", help="look for a key in files"))
+    return parser
+
+
+def _add_dev(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(".ironwork-dev"),
+        help="folder for everything it keeps (%(default)s)",
+    )
+    parser.add_argument("--listen", default="127.0.0.1:7443", help="address:port (%(default)s)")
+    parser.add_argument(
+        "--upstream",
+        default="simulator",
+        help="simulator, https://api.anthropic.com, or http://127.0.0.1:PORT (%(default)s)",
+    )
+    parser.add_argument(
+        "--pace", type=float, default=0.03, help="the simulator's seconds between events"
+    )
+    parser.add_argument("--log-level", default="info", choices=_LEVELS)
+    parser.add_argument("--json", action="store_true", help="say what is ready as one JSON line")
+    parser.set_defaults(command=_dev)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.set_defaults(command=_serve)
+
+
+def _add_master_key(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, text, command in (
+        ("create", "create the first version in the HSM", _master_key_create),
+        ("list", "list versions, with their attributes as the HSM reports them", _master_key_list),
+    ):
+        sub = commands.add_parser(name, help=text)
+        _add_config(sub)
+        sub.add_argument("--json", action="store_true")
+        sub.set_defaults(command=command)
+
+
+def _add_db(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, text, command in (
+        ("upgrade", "migrate to this version's schema, making the database if needed", _db_upgrade),
+        ("status", "show the schema's version; exit 1 where migrations are pending", _db_status),
+    ):
+        sub = commands.add_parser(name, help=text)
+        _add_config(sub)
+        sub.set_defaults(command=command)
+
+
+def _add_leakcheck(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path, help="files and folders to search")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(command=_leakcheck)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, help="settings file (TOML); default $IRONWORK_CONFIG"
+    )
+
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _dev(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.dev import dev
+
+    return dev(
+        state=options.state,
+        listen=options.listen,
+        upstream=options.upstream,
+        pace_s=options.pace,
+        log_level=options.log_level,
+        as_json=options.json,
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.serve import serve
+
+    return serve(options.config)
+
+
+def _master_key_create(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.master_key import create
+
+    return create(options.config, as_json=options.json)
+
+
+def _master_key_list(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.master_key import list_versions
+
+    return list_versions(options.config, as_json=options.json)
+
+
+def _db_upgrade(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.db import upgrade
+
+    return upgrade(options.config)
+
+
+def _db_status(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.db import status
+
+    return status(options.config)
+
+
+def _leakcheck(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.leakcheck import leakcheck
+
+    return leakcheck(options.paths, as_json=options.json)

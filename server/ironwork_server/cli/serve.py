@@ -1,0 +1,32 @@
+"""`ironwork-server serve`."""
+
+import asyncio
+from pathlib import Path
+
+from ironwork_server.app import logs
+from ironwork_server.app.hardening import deny_memory_reads
+from ironwork_server.app.production import check_production
+from ironwork_server.app.service import running
+from ironwork_server.app.settings import Settings
+from ironwork_server.app.startup import refuse_speaking_environment
+from ironwork_server.cli.config import settings_from
+from ironwork_server.cli.run import stop_signals
+from ironwork_server.upstream.endpoint import ANTHROPIC
+
+
+def serve(config: Path | None) -> int:
+    """Serve until SIGTERM. Errors: StartupError, SettingsError, and those of the parts."""
+    refuse_speaking_environment()
+    settings = settings_from(config)
+    logs.configure(settings.log_level)
+    check_production(settings)
+    deny_memory_reads()
+    asyncio.run(_serve(settings))
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    with stop_signals() as stop:
+        # There is no setting for the upstream: keys are sent to Anthropic and nobody else.
+        async with running(settings, ANTHROPIC):
+            await stop.wait()

@@ -1,0 +1,94 @@
+"""Deleting a key: destroyed at once, and used by no request that begins afterwards."""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ironwork_server.core.errors import InvalidRequest, NotFound
+from ironwork_server.core.names import parse_request_id
+from ironwork_server.core.ports import AlreadyAnswered, KeyStore
+from ironwork_server.core.values import Action, Replay, StoredKey
+from ironwork_server.custody.gate import Permit
+from ironwork_server.custody.in_flight import InFlight
+from ironwork_server.custody.masked import MaskedKey, decode_answer, encode_answer, mask_row
+
+METHOD = Action.DELETE_KEY.value
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """current: the key that is current now, if one remains. cancelled: responses ended here."""
+
+    current: MaskedKey | None
+    cancelled: int
+
+
+class KeyDeleter:
+    """The use case DeleteKey.
+
+    freshness_s: the greatest age of a read that a request may begin on (use_key.py). A deletion
+    returns once every read that came before it has expired, on whichever replica it was made.
+    """
+
+    def __init__(self, *, store: KeyStore, in_flight: InFlight, freshness_s: float) -> None:
+        self._store = store
+        self._in_flight = in_flight
+        self._freshness_s = freshness_s
+
+    async def delete(
+        self, permit: Permit, key_id: str, *, cancel_in_flight: bool, request_id: str
+    ) -> Deleted:
+        """Errors: NotFound, InvalidRequest (request_id), Unavailable."""
+        permit.require(Action.DELETE_KEY)
+        wanted = parse_request_id(request_id)
+        # Nothing here is secret, and deleting must not need the HSM: a plain hash.
+        digest = hashlib.sha256(f"{METHOD} {permit.workspace} {key_id}".encode()).digest()
+
+        def replay(current: StoredKey | None) -> Replay:
+            if wanted is None:
+                raise TypeError("only a request with an id is kept")
+            return Replay(
+                workspace=permit.workspace,
+                method=METHOD,
+                request_id=wanted,
+                digest=digest,
+                answer=encode_answer(mask_row(current, current=True) if current else None),
+                created_at=datetime.now(UTC),
+            )
+
+        try:
+            found, current = await self._store.delete(
+                permit.workspace, key_id, replay=None if wanted is None else replay
+            )
+        except AlreadyAnswered as first:
+            return await self._repeat(permit, key_id, first.replay, digest, cancel_in_flight)
+        if not found:
+            raise NotFound(
+                "The workspace has no such key; list its keys for their names.",
+                reason="KEY_NOT_FOUND",
+            )
+        cancelled = await self._take_effect(permit, key_id, cancel_in_flight)
+        return Deleted(mask_row(current, current=True) if current else None, cancelled)
+
+    async def _repeat(
+        self, permit: Permit, key_id: str, kept: Replay, digest: bytes, cancel_in_flight: bool
+    ) -> Deleted:
+        if kept.digest != digest:
+            raise InvalidRequest.field(
+                "request_id",
+                "was used before for another request; choose a new one",
+                reason="REQUEST_ID_REUSED",
+            )
+        permit.note(replayed=1)
+        # The first answer may have been lost before the deletion took effect everywhere.
+        cancelled = await self._take_effect(permit, key_id, cancel_in_flight)
+        return Deleted(decode_answer(kept.answer), cancelled)
+
+    async def _take_effect(self, permit: Permit, key_id: str, cancel_in_flight: bool) -> int:
+        await asyncio.sleep(self._freshness_s)
+        if not cancel_in_flight:
+            return 0
+        cancelled = self._in_flight.end((permit.workspace, key_id), "KEY_DELETED")
+        permit.note(count=cancelled)
+        return cancelled

@@ -1,0 +1,321 @@
+"""The Gate: nothing is done, and nothing decrypted, without its record.
+
+`admit` decides by policy and limits, makes the audit intent durable, and lends a Permit; the
+outcome is recorded when the act is over, however it ended. A Permit is the only thing that the
+vault accepts, and only a Gate can make one.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from datetime import UTC, datetime
+
+from ironwork_server.access.limits import Limits
+from ironwork_server.core.errors import (
+    IronworkError,
+    LimitExceeded,
+    Unavailable,
+    permission_denied,
+)
+from ironwork_server.core.ports import Journal, Policy
+from ironwork_server.core.values import (
+    Action,
+    AuditEvent,
+    AuditReference,
+    Claims,
+    Phase,
+    Principal,
+    Resource,
+)
+
+log = logging.getLogger(__name__)
+
+# One Claude request may cause a handful of HSM operations (a stale read is prepared again).
+MAX_RECORDS = 16
+# How long an outcome may take to reach the disk before the call is answered as failed.
+OUTCOME_DEADLINE_S = 10.0
+
+_MINT = object()
+
+
+class Permit:
+    """Leave to do one thing, once, now: who, what, on which workspace, and under which record.
+
+    Made by Gate.admit only, and worth nothing after it: `require` refuses a closed one.
+    """
+
+    def __init__(
+        self,
+        mint: object,
+        *,
+        principal: Principal,
+        action: Action,
+        resource: Resource,
+        correlation_id: str,
+        intent: AuditReference,
+        claims: Claims,
+        journal: Journal,
+    ) -> None:
+        if mint is not _MINT:
+            raise TypeError("only a Gate makes a Permit")
+        self.principal = principal
+        self.action = action
+        self.resource = resource
+        self.correlation_id = correlation_id
+        self.intent = intent
+        self.claims = claims
+        self._journal = journal
+        self._open = True
+        self._key_id = resource.key_id or ""
+        self._details: dict[str, str | int] = {}
+        self._pending: list[asyncio.Task[object]] = []
+
+    @property
+    def workspace(self) -> str:
+        """The workspace acted on; every action but reading the log has one."""
+        if self.resource.workspace is None:
+            raise permission_denied()
+        return self.resource.workspace
+
+    def require(self, *actions: Action) -> None:
+        """Refuse to go on unless this Permit is open and for one of these actions."""
+        if not self._open or self.action not in actions:
+            raise permission_denied()
+
+    def note(self, *, key_id: str | None = None, **details: str | int) -> None:
+        """Add to the outcome's record; names are ironwork_audit's allow list."""
+        if key_id is not None:
+            self._key_id = key_id
+        self._details.update(details)
+
+    def event(
+        self,
+        phase: Phase,
+        operation: str,
+        *,
+        success: bool | None = None,
+        reason: str = "",
+        intent_index: int | None = None,
+        key_id: str | None = None,
+        details: dict[str, str | int] | None = None,
+    ) -> AuditEvent:
+        """An event of this call, with its principal, workspace and correlation id."""
+        return AuditEvent(
+            phase=phase,
+            operation=operation,
+            correlation_id=self.correlation_id,
+            time=datetime.now(UTC),
+            principal=self.principal.spiffe_id,
+            role=self.principal.role,
+            workspace=self.resource.workspace or "",
+            key_id=self._key_id if key_id is None else key_id,
+            claims=self.claims,
+            success=success,
+            reason=reason,
+            details=details or {},
+            intent_index=intent_index,
+        )
+
+    async def before(self, event: AuditEvent) -> AuditReference:
+        """Make an intent durable; the act may follow when this returns."""
+        (reference,) = await self._journal.append(event)
+        return reference
+
+    def after(self, event: AuditEvent) -> None:
+        """Record an outcome without waiting for it; the Gate waits before the call is answered."""
+        if len(self._pending) >= MAX_RECORDS:
+            raise Unavailable("Too many records for one call.", reason="AUDIT_UNAVAILABLE")
+        self._pending.append(asyncio.ensure_future(self._journal.append(event)))
+
+    async def close(self, *, success: bool, reason: str) -> None:
+        """Record the outcome and end the Permit; the Gate's to call."""
+        self._open = False
+        outcome = self.event(
+            Phase.OUTCOME,
+            self.action.value,
+            success=success,
+            reason=reason,
+            intent_index=self.intent.index,
+            details=self._details,
+        )
+        self._pending.append(asyncio.ensure_future(self._journal.append(outcome)))
+        done, late = await asyncio.wait(self._pending, timeout=OUTCOME_DEADLINE_S)
+        failed = [task for task in done if task.cancelled() or task.exception() is not None]
+        if late or failed:
+            raise Unavailable(
+                "The audit log cannot record this call's outcome.", reason="AUDIT_UNAVAILABLE"
+            )
+
+
+class Gate:
+    """Policy, limits and the record, in that order, before anything else."""
+
+    def __init__(self, *, policy: Callable[[], Policy], limits: Limits, journal: Journal) -> None:
+        self._policy = policy
+        self._limits = limits
+        self._journal = journal
+        # Outcomes still being written for calls whose task was cancelled; each ends by itself.
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def check(
+        self, principal: Principal, action: Action, resource: Resource, claims: Claims
+    ) -> None:
+        """The policy's decision alone, for opening a stream; a refusal is recorded."""
+        if self.permits(principal, action, resource):
+            return
+        error = permission_denied()
+        await self._refuse(principal, action, resource, claims, error.reason)
+        raise error
+
+    def permits(self, principal: Principal, action: Action, resource: Resource) -> bool:
+        """The policy's decision for a certificate that is still valid."""
+        if principal.expires_at <= datetime.now(UTC):
+            return False
+        return self._policy().permits(principal, action, resource.workspace)
+
+    @asynccontextmanager
+    async def stream(
+        self, principal: Principal, resource: Resource, claims: Claims
+    ) -> AsyncIterator[None]:
+        """Leave to keep a WithKey stream open; each Claude request on it is admitted by itself."""
+        await self.check(principal, Action.WITH_KEY, resource, claims)
+        async with self._counted(
+            self._limits.stream(principal), principal, Action.WITH_KEY, resource, claims
+        ):
+            yield
+
+    @asynccontextmanager
+    async def admit(
+        self,
+        principal: Principal,
+        action: Action,
+        resource: Resource,
+        claims: Claims,
+        **details: str | int,
+    ) -> AsyncIterator[Permit]:
+        """Decide, count, record the intent; lend a Permit; record the outcome.
+
+        Raises PermissionDenied, LimitExceeded, or Unavailable (AUDIT_UNAVAILABLE), and then
+        nothing was done. Where the outcome cannot be recorded the call fails, although the act
+        may have happened: the log then holds its intent.
+        """
+        await self.check(principal, action, resource, claims)
+        limit = self._limit(principal, action, resource)
+        async with self._counted(limit, principal, action, resource, claims):
+            permit = await self._intend(principal, action, resource, claims, details)
+            async with self._recorded(permit):
+                yield permit
+
+    @asynccontextmanager
+    async def _counted(
+        self,
+        limit: AbstractContextManager[None],
+        principal: Principal,
+        action: Action,
+        resource: Resource,
+        claims: Claims,
+    ) -> AsyncIterator[None]:
+        """Hold a place under a limit; where there is none, the refusal is recorded."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(limit)
+            except LimitExceeded as error:
+                await self._refuse(principal, action, resource, claims, error.reason)
+                raise
+            yield
+
+    def _limit(
+        self, principal: Principal, action: Action, resource: Resource
+    ) -> AbstractContextManager[None]:
+        if action is Action.WITH_KEY:
+            return self._limits.request(principal, resource.workspace)
+        return self._limits.unary(principal, resource.workspace)
+
+    async def _intend(
+        self,
+        principal: Principal,
+        action: Action,
+        resource: Resource,
+        claims: Claims,
+        details: dict[str, str | int],
+    ) -> Permit:
+        correlation_id = str(uuid.uuid4())
+        (intent,) = await self._journal.append(
+            AuditEvent(
+                phase=Phase.INTENT,
+                operation=action.value,
+                correlation_id=correlation_id,
+                time=datetime.now(UTC),
+                principal=principal.spiffe_id,
+                role=principal.role,
+                workspace=resource.workspace or "",
+                key_id=resource.key_id or "",
+                claims=claims,
+                details={"policy_version": self._policy().version, **details},
+            )
+        )
+        return Permit(
+            _MINT,
+            principal=principal,
+            action=action,
+            resource=resource,
+            correlation_id=correlation_id,
+            intent=intent,
+            claims=claims,
+            journal=self._journal,
+        )
+
+    @asynccontextmanager
+    async def _recorded(self, permit: Permit) -> AsyncIterator[None]:
+        try:
+            yield
+        except IronworkError as error:
+            await self._close(permit, success=False, reason=error.reason)
+            raise
+        except asyncio.CancelledError:
+            await self._close(permit, success=False, reason="DISCONNECTED")
+            raise
+        except BaseException:
+            await self._close(permit, success=False, reason="INTERNAL")
+            raise
+        else:
+            await self._close(permit, success=True, reason="")
+
+    async def _close(self, permit: Permit, *, success: bool, reason: str) -> None:
+        # The outcome is written also when the call's own task is being cancelled.
+        closing = asyncio.ensure_future(permit.close(success=success, reason=reason))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closed)
+        await asyncio.shield(closing)
+
+    def _closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled() and closing.exception() is not None:
+            log.error("audit.outcome_lost")
+
+    async def settle(self) -> None:
+        """Wait until every outcome under way is written; for shutdown."""
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=OUTCOME_DEADLINE_S)
+
+    async def _refuse(
+        self, principal: Principal, action: Action, resource: Resource, claims: Claims, reason: str
+    ) -> None:
+        await self._journal.append(
+            AuditEvent(
+                phase=Phase.EVENT,
+                operation=action.value,
+                correlation_id=str(uuid.uuid4()),
+                time=datetime.now(UTC),
+                principal=principal.spiffe_id,
+                role=principal.role,
+                workspace=resource.workspace or "",
+                key_id=resource.key_id or "",
+                claims=claims,
+                success=False,
+                reason=reason,
+                details={"policy_version": self._policy().version},
+            )
+        )

@@ -1,0 +1,70 @@
+"""Probing master keys with a real round trip, on record like every other HSM operation."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from ironwork_hsm import HsmError, KeyWrapper
+from ironwork_server.core.ports import Journal
+from ironwork_server.core.values import AuditEvent, Phase
+from ironwork_server.custody.vault import map_hsm_error
+
+
+class MasterKeyProbe:
+    """For start-up, and for health while an HSM is failing; never on a timer while all is well."""
+
+    def __init__(self, wrappers: Sequence[KeyWrapper], journal: Journal) -> None:
+        self._wrappers = wrappers
+        self._journal = journal
+
+    async def check(self) -> None:
+        """Wrap and unwrap once with each master key. Errors: Unavailable, DataLoss."""
+        for wrapper in self._wrappers:
+            await self._check(wrapper)
+
+    async def _check(self, wrapper: KeyWrapper) -> None:
+        correlation_id = str(uuid.uuid4())
+        (intent,) = await self._journal.append(_event(wrapper, correlation_id, Phase.INTENT))
+        try:
+            await wrapper.check()
+        except HsmError as error:
+            mapped = map_hsm_error(error)
+            await self._journal.append(
+                _event(
+                    wrapper,
+                    correlation_id,
+                    Phase.OUTCOME,
+                    success=False,
+                    reason=mapped.reason,
+                    intent_index=intent.index,
+                )
+            )
+            raise mapped from None
+        await self._journal.append(
+            _event(wrapper, correlation_id, Phase.OUTCOME, success=True, intent_index=intent.index)
+        )
+
+
+def _event(
+    wrapper: KeyWrapper,
+    correlation_id: str,
+    phase: Phase,
+    *,
+    success: bool | None = None,
+    reason: str = "",
+    intent_index: int | None = None,
+) -> AuditEvent:
+    return AuditEvent(
+        phase=phase,
+        operation="hsm.probe",
+        correlation_id=correlation_id,
+        time=datetime.now(UTC),
+        success=success,
+        reason=reason,
+        intent_index=intent_index,
+        details={
+            "backend": wrapper.name,
+            "master_key_version": wrapper.current_version,
+            "mechanism": wrapper.mechanism,
+        },
+    )

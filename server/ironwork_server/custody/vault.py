@@ -1,0 +1,189 @@
+"""Sealing and opening keys: the envelope around ironwork_hsm, each HSM operation on record.
+
+Every operation takes a Permit, writes its own intent before the HSM is asked and its own outcome
+after, and maps ironwork_hsm's errors to the service's, here and nowhere else.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC
+
+from ironwork_hsm import (
+    BlobRejected,
+    HsmError,
+    KeyMissing,
+    KeyWrapper,
+    PinRefused,
+    WrappedKey,
+)
+from ironwork_server.core.envelope import (
+    FORMAT,
+    Binding,
+    new_data_key,
+    pepper_context,
+    seal,
+    wipe,
+    wrap_context,
+)
+from ironwork_server.core.errors import DataLoss, IronworkError, Unavailable
+from ironwork_server.core.ports import KeyStore
+from ironwork_server.core.secret import Secret
+from ironwork_server.core.values import Action, Phase, SealedKey, StoredKey
+from ironwork_server.custody.gate import Permit
+
+HSM_RETRY_S = 5.0
+
+
+class Vault:
+    """The first wrapper wraps; all unwrap, each what it wrapped."""
+
+    def __init__(
+        self,
+        wrappers: Sequence[KeyWrapper],
+        store: KeyStore,
+        *,
+        on_health: Callable[[bool], None] = lambda healthy: None,
+    ) -> None:
+        self._wrapping = wrappers[0]
+        self._by_name: Mapping[str, KeyWrapper] = {wrapper.name: wrapper for wrapper in wrappers}
+        self._store = store
+        self._on_health = on_health
+
+    async def seal(self, permit: Permit, key: Secret, binding: Binding) -> SealedKey:
+        """Seal a key under a data key of its own, and wrap that. Errors: Unavailable."""
+        permit.require(Action.ADD_KEY)
+        data_key = new_data_key()
+        try:
+            nonce, ciphertext = seal(key, data_key, binding)
+            wrapped = await self._wrap(permit, data_key, wrap_context(binding), binding.key_id)
+        finally:
+            wipe(data_key)
+        return SealedKey(format=FORMAT, nonce=nonce, ciphertext=ciphertext, wrapped=wrapped)
+
+    async def unwrap(self, permit: Permit, row: StoredKey) -> bytearray:
+        """A row's data key, for one use; the caller wipes it. Errors: DataLoss, Unavailable."""
+        permit.require(Action.WITH_KEY)
+        if row.workspace != permit.workspace:
+            raise _damaged()
+        return await self._unwrap(
+            permit, row.sealed.wrapped, wrap_context(binding_of(row)), row.key_id
+        )
+
+    async def pepper(self, permit: Permit) -> Secret:
+        """The fingerprint pepper, made on first use; the caller wipes it."""
+        permit.require(Action.ADD_KEY)
+        kept = await self._store.pepper()
+        if kept is None:
+            kept = await self._create_pepper(permit)
+        pepper = await self._unwrap(permit, kept, pepper_context(), key_id="")
+        try:
+            return Secret(pepper)
+        finally:
+            wipe(pepper)
+
+    async def _create_pepper(self, permit: Permit) -> WrappedKey:
+        fresh = new_data_key()
+        try:
+            wrapped = await self._wrap(permit, fresh, pepper_context(), key_id="")
+        finally:
+            wipe(fresh)
+        return await self._store.create_pepper(wrapped)
+
+    async def _wrap(
+        self, permit: Permit, data_key: bytearray, context: bytes, key_id: str
+    ) -> WrappedKey:
+        wrapper = self._wrapping
+        async with self._recorded(
+            permit,
+            "hsm.wrap",
+            key_id,
+            backend=wrapper.name,
+            master_key_version=wrapper.current_version,
+            mechanism=wrapper.mechanism,
+        ):
+            return await wrapper.wrap(data_key, context)
+
+    async def _unwrap(
+        self, permit: Permit, wrapped: WrappedKey, context: bytes, key_id: str
+    ) -> bytearray:
+        wrapper = self._by_name.get(wrapped.backend)
+        if wrapper is None:
+            raise Unavailable(
+                "No configured master key opens this record; list its backend's URI in"
+                " master_key.uris.",
+                reason="MASTER_KEY_NOT_CONFIGURED",
+                metadata={"backend": wrapped.backend},
+            )
+        async with self._recorded(
+            permit,
+            "hsm.unwrap",
+            key_id,
+            backend=wrapper.name,
+            master_key_version=wrapped.key_version,
+            mechanism=wrapped.mechanism,
+        ):
+            return await wrapper.unwrap(wrapped, context)
+
+    @asynccontextmanager
+    async def _recorded(
+        self, permit: Permit, operation: str, key_id: str, **details: str | int
+    ) -> AsyncIterator[None]:
+        intent = await permit.before(
+            permit.event(Phase.INTENT, operation, key_id=key_id, details=details)
+        )
+        success, reason = False, "INTERRUPTED"
+        try:
+            yield
+            success, reason = True, ""
+            self._on_health(True)
+        except HsmError as error:
+            mapped = map_hsm_error(error)
+            reason = mapped.reason
+            self._on_health(not isinstance(mapped, Unavailable))
+            raise mapped from None
+        finally:
+            permit.after(
+                permit.event(
+                    Phase.OUTCOME,
+                    operation,
+                    success=success,
+                    reason=reason,
+                    intent_index=intent.index,
+                    key_id=key_id,
+                    details=details,
+                )
+            )
+
+
+def binding_of(row: StoredKey) -> Binding:
+    """What a row's ciphertext is bound to."""
+    return Binding(
+        workspace=row.workspace,
+        key_id=row.key_id,
+        sequence=row.sequence,
+        created_at=row.created_at.astimezone(UTC),
+    )
+
+
+def _damaged() -> DataLoss:
+    return DataLoss(
+        "The stored key does not open: its record was altered, moved or damaged. Add the key"
+        " again and delete this one.",
+        reason="KEY_RECORD_DAMAGED",
+    )
+
+
+def map_hsm_error(error: HsmError) -> IronworkError:
+    """ironwork_hsm's errors as the service's: the one place that does this."""
+    if isinstance(error, BlobRejected):
+        return _damaged()
+    if isinstance(error, KeyMissing):
+        return Unavailable(
+            "The master-key version that wraps this record is not in the HSM.",
+            reason="MASTER_KEY_VERSION_MISSING",
+        )
+    if isinstance(error, PinRefused):
+        return Unavailable("The HSM refused the PIN.", reason="MASTER_KEY_PIN_REFUSED")
+    return Unavailable(
+        "The HSM does not answer.", reason="MASTER_KEY_UNAVAILABLE", retry_after_s=HSM_RETRY_S
+    )
