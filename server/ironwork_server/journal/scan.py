@@ -82,11 +82,13 @@ def _entry(line: bytes) -> Summary:
 
 
 def _torn(file: BinaryIO, line: bytes, number: int, damage: NotAnEvent) -> int:
-    """How many bytes a crash left, where that is what it is: the last line only, or, from file
-    systems that grow a file before they fill it, zeros to the end.
+    """How many bytes a crash left, where that is what it is: a last line without its line feed,
+    or one with zeros, from file systems that grow a file before they fill it. A last line that is
+    whole and no entry was changed by something else, and may have been acknowledged.
     """
     rest = file.read(MAX_COMMIT_BYTES)
     torn = len(line) + len(rest)
-    if rest.strip(b"\0") or torn > MAX_COMMIT_BYTES:
+    crashed = not line.endswith(b"\n") or b"\0" in line
+    if not crashed or rest.strip(b"\0") or torn > MAX_COMMIT_BYTES:
         raise JournalDamaged(number, str(damage))
     return torn
