@@ -45,13 +45,7 @@ _PATH_REFUSED = {
     "library-version": "leave it out: module-path says which library",
 }
 _QUERY_NAMES = ("module-path", "pin-source")
-_QUERY_REFUSED = {
-    "pin-value": (
-        "a PIN in a URI ends up in logs and process lists; write it to a file of its own "
-        "(chmod 600) and say pin-source=file:/path/to/it"
-    ),
-    "module-name": "name the library itself: module-path=/path/to/module.so",
-}
+_PIN_VALUE = "pin-value"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +101,19 @@ def parse_pkcs11_uri(text: str) -> Pkcs11Uri:
     scheme, colon, rest = text.partition(":")
     if not colon or scheme.lower() != SCHEME:
         raise ConfigurationError("A PKCS#11 URI begins with `pkcs11:`.")
+    # Before all else, and wherever it stands: what is around it may be a part of the PIN.
+    if _PIN_VALUE in rest.lower():
+        raise ConfigurationError(
+            f"PKCS#11 URI: `{_PIN_VALUE}` is refused: a PIN in a URI ends up in logs and process "
+            "lists; write it to a file of its own (chmod 600) and say "
+            "pin-source=file:/path/to/it."
+        )
     path_text, mark, query_text = rest.partition("?")
     if mark and not query_text:
         raise ConfigurationError("The PKCS#11 URI's query (after `?`) is empty.")
-    # The query first: a PIN in it must not be overlooked because of a slip in the path.
-    query = _query_attributes(query_text)
     path = _path_attributes(path_text)
     _require_path(path)
+    query = _query_attributes(query_text)
     return Pkcs11Uri(
         object=path["object"],
         token=path.get("token"),
@@ -149,14 +149,13 @@ def _path_attributes(text: str) -> dict[str, str]:
 
 
 def _query_attributes(text: str) -> dict[str, str]:
-    parts = [part.partition("=") for part in text.split("&")] if text else []
-    # Before all else, and without looking at the rest: what follows may be a part of the PIN.
-    names = {name.lower() for name, _, _ in parts}
-    for name, mend in _QUERY_REFUSED.items():
-        if name in names:
-            raise ConfigurationError(f"PKCS#11 URI: `{name}` is refused: {mend}.")
     found: dict[str, str] = {}
-    for position, (name, equals, value) in enumerate(parts, start=1):
+    for position, part in enumerate(text.split("&"), start=1) if text else ():
+        name, equals, value = part.partition("=")
+        if name == "module-name":
+            raise ConfigurationError(
+                "PKCS#11 URI: `module-name`: name the library itself, by module-path=/path/to/it."
+            )
         if not equals or name not in _QUERY_NAMES:
             raise ConfigurationError(
                 f"PKCS#11 URI: query attribute number {position} is none of "
