@@ -89,8 +89,9 @@ def test_what_a_crash_left_is_cut_off_and_said(tmp_path: Path, torn: bytes) -> N
         (HEAD + line(0) + b"\0" * (2 << 20), 3),
     ],
     ids=[
-        "empty", "blank", "no header", "half header", "bad line", "joined lines", "bad last line", "hole", "gap",
-        "twice", "first missing", "blank line", "other origin", "too long", "too many zeros",
+        "empty", "blank", "no header", "half header", "bad line", "joined lines",
+        "bad last line", "hole", "gap", "twice", "first missing", "blank line",
+        "other origin", "too long", "too many zeros",
     ],
 )  # fmt: skip
 def test_any_other_damage_refuses_to_open(tmp_path: Path, content: bytes, number: int) -> None:
