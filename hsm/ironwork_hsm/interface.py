@@ -107,7 +107,7 @@ class BackendOptions:
 
     lanes: calls that may be inside the device at once. queue: calls that may wait for a lane;
     one more is refused as busy. deadline_s: seconds for wrap, unwrap, versions and check, waiting
-    included. slow_deadline_s: seconds for opening, closing and generating a key.
+    included, and for close. slow_deadline_s: seconds for opening and for generating a key.
     """
 
     lanes: int = 4

@@ -90,8 +90,8 @@ class Pkcs11KeyWrapper:
 
     async def start(self) -> None:
         """Open the lanes and look at the keys. Closes again what it opened where it fails."""
-        await self._lanes.start(deadline_s=self._options.slow_deadline_s)
         try:
+            await self._lanes.start(deadline_s=self._options.slow_deadline_s)
             await self.versions()
         except BaseException:
             await self.close()
@@ -155,7 +155,7 @@ class Pkcs11KeyWrapper:
         """End the lanes and leave the token. A second call does nothing. Never raises HsmError."""
         if self._module is not None and self._module.is_foreign():
             return  # after a fork: the lanes and the login are the parent's
-        await self._lanes.close(deadline_s=self._options.slow_deadline_s)
+        await self._lanes.close(deadline_s=self._options.deadline_s)
 
     async def _run(
         self,

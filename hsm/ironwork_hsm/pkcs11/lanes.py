@@ -7,6 +7,7 @@ result discarded (wiped), wherever that result had got to.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import queue
 import threading
@@ -97,13 +98,15 @@ class Lanes(Generic[State]):
         self._capacity = capacity
         # Bounded by `run`, the only place that puts calls in. None ends a lane.
         self._jobs: queue.SimpleQueue[_Job[State, Any] | None] = queue.SimpleQueue()
-        self._stopped: list[_Job[None, None]] = []
+        # One for each lane that was started; done when its thread has left the device.
+        self._stopped: list[concurrent.futures.Future[None]] = []
         self._closed = threading.Event()
 
     async def start(self, *, deadline_s: float) -> None:
-        """Start all lanes. Raises what the first failing setup raised, or Unavailable.
+        """Start all lanes. Raises what the first failing setup raised, or Unavailable; what had
+        started until then ends by itself, and close waits for it.
 
-        The first one alone: if its PIN is refused, no other lane may try it again.
+        One after the other: if the first one's PIN is refused, no other lane may try it again.
         """
         try:
             async with asyncio.timeout(deadline_s):
@@ -153,14 +156,14 @@ class Lanes(Generic[State]):
         A lane that hangs in its device is left behind after the deadline: its thread is a daemon.
         """
         self._end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(deadline_s):
-                for stopped in self._stopped:
-                    await asyncio.shield(stopped.future)
+        if self._stopped:
+            # asyncio.wait, since it leaves what it waits for alone when the time is over.
+            stopped = [asyncio.wrap_future(future) for future in self._stopped]
+            await asyncio.wait(stopped, timeout=deadline_s)
 
     async def _start_lane(self, index: int) -> None:
         ready: _Job[None, None] = _Job(keep, keep)
-        stopped: _Job[None, None] = _Job(keep, keep)
+        stopped: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._stopped.append(stopped)
         threading.Thread(
             target=self._work,
@@ -180,7 +183,7 @@ class Lanes(Generic[State]):
         for _ in range(self._count):
             self._jobs.put(None)
 
-    def _work(self, ready: _Job[None, None], stopped: _Job[None, None]) -> None:
+    def _work(self, ready: _Job[None, None], stopped: concurrent.futures.Future[None]) -> None:
         """A lane's whole life, in its own thread."""
         try:
             state = self._setup()
@@ -192,7 +195,7 @@ class Lanes(Generic[State]):
             # A device that fails while it is being left has nothing more to tell us.
             with contextlib.suppress(Exception):
                 self._teardown(state)
-        stopped.run(None, self._translate)
+        stopped.set_result(None)
 
     def _serve(self, state: State) -> None:
         while (job := self._jobs.get()) is not None:
