@@ -1,0 +1,51 @@
+"""Fixtures of the client's tests: a scripted server, a profile for it, a guard for leftovers."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ironwork_client import Profile
+from unit.client import scripted_server as scripted
+
+
+@pytest.fixture(scope="session")
+def client_authority() -> scripted.Authority:
+    return scripted.Authority()
+
+
+@pytest.fixture
+def scripted_server(client_authority: scripted.Authority) -> Iterator[scripted.ScriptedServer]:
+    server = scripted.ScriptedServer(client_authority)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def profile_file(
+    tmp_path: Path,
+    client_authority: scripted.Authority,
+    scripted_server: scripted.ScriptedServer,
+) -> Path:
+    return scripted.write_profile(tmp_path, client_authority, f"127.0.0.1:{scripted_server.port}")
+
+
+@pytest.fixture
+def profile(profile_file: Path) -> Profile:
+    return Profile.load(profile_file)
+
+
+@pytest.fixture
+def no_thread_left() -> Iterator[None]:
+    """Fails where a stream's helper threads outlive their transport."""
+    yield
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        left = [t for t in threading.enumerate() if t.name == "ironwork-stream"]
+        if not left:
+            return
+        left[0].join(0.1)
+    pytest.fail(f"threads left behind: {left}")
