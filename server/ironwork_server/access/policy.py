@@ -95,10 +95,12 @@ class CedarPolicy:
             # Cedar skips a policy that cannot be evaluated. Were it a `forbid`, skipping it would
             # grant; so any error denies.
             log.error(
-                "policy.evaluation_failed: denied %s (policies %s, version %s)",
-                action.value,
-                self._blamed(errors),
-                self._version,
+                "policy.evaluation_failed",
+                extra={
+                    "path": self._blamed(errors),
+                    "reason": action.value,
+                    "version": self._version,
+                },
             )
         return result.allowed and not errors
 

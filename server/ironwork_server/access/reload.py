@@ -17,6 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
+from ironwork_server.access.errors import AccessConfigurationError
+
 POLL_S = 0.25
 # How long one reading of the files may take (a network mount that hangs) before it is a failure.
 LOAD_DEADLINE_S = 10.0
@@ -41,6 +43,9 @@ class ReloadTimeout(Exception):
     """The files could not be read in time; the old value stays."""
 
 
+_OURS = (AccessConfigurationError, ReloadTimeout)
+
+
 @dataclass(frozen=True, slots=True)
 class _Loaded(Generic[T]):
     """The files' signature and the value that they gave."""
@@ -63,7 +68,8 @@ class Reloading(Generic[T]):
     Construction loads once, blocking, and raises what load raises: nothing starts on broken files.
     After start() changes are noticed within interval_s; a load that fails keeps the old value, is
     told to on_failure once for each state of the files, and shows in `failed` until the files are
-    good again. Callbacks may be coroutine functions; they are awaited with a deadline.
+    good again. Callbacks may be coroutine functions; they run beside the watching, with a deadline;
+    slow ones may overlap; stop() waits for them.
 
     watch: files and folders; a folder stands for the visible files directly in it. load runs in a
     thread of its own and must not touch the event loop.
@@ -95,6 +101,8 @@ class Reloading(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._pending: asyncio.Future[_Loaded[T] | _Broken | None] | None = None
+        # Callbacks under way; each ends by its deadline, and polls are the only source of them.
+        self._telling: set[asyncio.Task[None]] = set()
 
     @property
     def value(self) -> T:
@@ -122,7 +130,8 @@ class Reloading(Generic[T]):
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            await asyncio.wait([task], timeout=self._interval_s + CALLBACK_DEADLINE_S)
+            # Callbacks under way may finish, so that what happened is recorded.
+            await asyncio.wait([task, *self._telling], timeout=CALLBACK_DEADLINE_S)
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -167,16 +176,19 @@ class Reloading(Generic[T]):
         done, _ = await asyncio.wait([self._pending], timeout=LOAD_DEADLINE_S)
         if not done:
             error = ReloadTimeout(f"{self._name}: reading took over {LOAD_DEADLINE_S:g} s")
-            await self._keep(_Broken(self._signature, error), patience=1)
+            self._keep(_Broken(self._signature, error), patience=1)
             return
         finished, self._pending = self._pending, None
-        found = finished.result()
+        try:
+            found = finished.result()
+        except Exception as error:  # noqa: BLE001  a watcher that dies unseen would hide revocations
+            found = _Broken(self._signature, error)
         if isinstance(found, _Broken):
-            await self._keep(found, patience=PATIENCE_POLLS)
+            self._keep(found, patience=PATIENCE_POLLS)
         elif found is None:
             self._recover()
         else:
-            await self._take(found)
+            self._take(found)
 
     def _read(self, tries: int = SETTLE_TRIES) -> _Loaded[T] | _Broken | None:
         """On the reading thread: None where the files are those of the value in force."""
@@ -195,20 +207,20 @@ class Reloading(Generic[T]):
         except Exception as error:  # noqa: BLE001  whatever load raises, the old value stays
             return _Broken(signature, error)
 
-    async def _take(self, found: _Loaded[T]) -> None:
+    def _take(self, found: _Loaded[T]) -> None:
         old, self._value, self._signature = self._value, found.value, found.signature
         self._recover()
         self._generation += 1
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        log.info("reload.done: %s", self._name)
+        log.info("reload.done", extra={"component": self._name})
         if self._on_success is not None:
-            await self._call(self._on_success, old, found.value)
+            self._tell(self._on_success, old, found.value)
 
     def _recover(self) -> None:
         self._failed, self._told, self._bad_polls = None, None, 0
 
-    async def _keep(self, broken: _Broken, *, patience: int) -> None:
+    def _keep(self, broken: _Broken, *, patience: int) -> None:
         self._bad_polls += 1
         if self._bad_polls < patience:
             return
@@ -216,10 +228,17 @@ class Reloading(Generic[T]):
         if broken.signature == self._told:
             return
         self._told = broken.signature
-        # Only the error's kind: what load raises may be foreign and quote a file's content.
-        log.error("reload.failed: %s keeps its old value (%s)", self._name, _kind(broken.error))
+        log.error(
+            "reload.failed", extra={"component": self._name, "problem": _problem(broken.error)}
+        )
         if self._on_failure is not None:
-            await self._call(self._on_failure, broken.error)
+            self._tell(self._on_failure, broken.error)
+
+    def _tell(self, callback: Callable[..., Awaitable[None] | None], *args: object) -> None:
+        """Call back beside the watching: a slow audit log must not delay the next revocation."""
+        task = asyncio.create_task(self._call(callback, *args))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def _call(self, callback: Callable[..., Awaitable[None] | None], *args: object) -> None:
         """A callback that fails or hangs does not stop the watching."""
@@ -230,12 +249,14 @@ class Reloading(Generic[T]):
                     await result
         except Exception as error:  # noqa: BLE001  the callback's errors are not this watcher's
             log.error(  # noqa: TRY400  no traceback: it could quote what the callback held
-                "reload.callback_failed: %s (%s)", self._name, _kind(error)
+                "reload.callback_failed",
+                extra={"component": self._name, "problem": _problem(error)},
             )
 
 
-def _kind(error: Exception) -> str:
-    return type(error).__name__
+def _problem(error: Exception) -> str:
+    """What the log may say: our own errors' texts; of foreign ones, which may quote, the kind."""
+    return str(error) if isinstance(error, _OURS) else type(error).__name__
 
 
 def signature_of(watch: Sequence[Path]) -> bytes:
