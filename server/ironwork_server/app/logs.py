@@ -62,5 +62,8 @@ def configure(level: str) -> None:
     """Send every record through JsonFormatter; the root logger's other handlers go."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    # Other libraries' records say little here; only at debug are they worth their lines.
+    others = "DEBUG" if level == "debug" else "WARNING"
+    logging.basicConfig(handlers=[handler], level=others, force=True)
+    logging.getLogger(OURS).setLevel(level.upper())
     logging.raiseExceptions = False

@@ -4,7 +4,7 @@ Identity, the table, the Gate, the handler, the error seam: in that order, for e
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -18,8 +18,8 @@ from ironwork_server.rpc.peer import Peers, address
 from ironwork_server.rpc.table import TABLE, Rpc
 
 T = TypeVar("T")
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+# A string, since the class takes no parameters when the program runs.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 # Names the resource of a request: its workspace and key. Raises InvalidRequest.
 Locate = Callable[[], Resource]
 
@@ -66,12 +66,9 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails],
-            Awaitable[grpc.RpcMethodHandler[Request, Response] | None],
-        ],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Request, Response] | None:
+    ) -> Handler:
         """See grpc.aio.ServerInterceptor."""
         if handler_call_details.method in TABLE:
             return await continuation(handler_call_details)
@@ -82,4 +79,4 @@ async def _refuse(request: object, context: Context) -> object:
     await abort(context, to_status(permission_denied()))
 
 
-_REFUSED: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(_refuse)
+_REFUSED: Handler = grpc.unary_unary_rpc_method_handler(_refuse)

@@ -91,7 +91,7 @@ async def _started(process: asyncio.subprocess.Process, keys: dict[str, str]) ->
 
 
 def _table(keys: dict[str, str]) -> list[dict[str, str]]:
-    states = {"revoked": "revoked", "restricted": "no_inference"}
+    states = {"revoked": "revoked", "restricted": "without_inference"}
     return [
         {
             "key": key,
