@@ -19,7 +19,9 @@ from ironwork_server.core.values import Usage
 MAX_DECODED_BYTES = 64 * 1024 * 1024
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_MEMBER_BYTES = 64 * 1024
-MAX_STRUCTURE = 1_000_000
+# Far more than a message of 128,000 tokens has; about a third of a second of looking.
+MAX_STRUCTURE = 250_000
+MAX_EVENT_LINES = 100_000
 
 _FIELDS = (
     "input_tokens",
@@ -106,7 +108,10 @@ class _StreamReader:
     def __init__(self) -> None:
         self._reported: dict[str, int] = {}
         self._events = EventReader(
-            (b"message_start", b"message_delta"), self._on_event, max_event=MAX_EVENT_BYTES
+            (b"message_start", b"message_delta"),
+            self._on_event,
+            max_event=MAX_EVENT_BYTES,
+            max_lines=MAX_EVENT_LINES,
         )
 
     def feed(self, piece: bytes) -> None:

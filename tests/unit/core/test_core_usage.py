@@ -262,6 +262,10 @@ def test_other_json_reports_nothing(body: bytes) -> None:
         STREAM + event("message_delta", filler="x" * 2**20, usage={"output_tokens": 1}),
         event("message_delta", usage={"output_tokens": 5}).replace(b"event: message_delta\n", b""),
         event("message_delta", usage={"output_tokens": 5}).replace(b"event: ", b"event:  "),
+        event("message_delta", usage={"output_tokens": 5}).replace(b"event: ", b"xevent: "),
+        event("message_delta", usage={"output_tokens": 5}).replace(b"event: ", b" event: "),
+        event("message_deltas", usage={"output_tokens": 5}),
+        b'data: {"usage":{"input_tokens":5}}\nevent: message_delta\n\n',
         b"event: message_delta\nevent: ping\ndata: {}\n\n",
     ],
 )
@@ -276,7 +280,7 @@ def test_other_streams_report_nothing(stream: bytes) -> None:
         event("message_start", message={"usage": {"input_tokens": 5}}),
         event("message_start", message={"usage": {"input_tokens": 5}}) + STREAM[:90],
         event("message_delta", usage={"input_tokens": 5, "output_tokens": None}),
-        b'data: {"usage":\ndata:{"input_tokens": 5}}\nid: 7\nretry: 1\nevent: message_delta\n\n',
+        b'event: message_delta\nid: 7\ndata: {"usage":\nretry: 1\ndata:{"input_tokens": 5}}\n\n',
         b'event:message_delta\ndata:{"usage":{"input_tokens":5}}\n\n',
         event("x", text="y" * 2**21) + event("message_delta", usage={"input_tokens": 5}),
         event("message_delta", usage={"input_tokens": 5}) + b"event: " + b"y" * 2**21 + b"\n\n",
@@ -290,7 +294,7 @@ def test_other_streams_report_nothing(stream: bytes) -> None:
     ],
 )
 def test_streams_by_the_specification(stream: bytes) -> None:
-    """Fields come in any order, data in several lines, other events and lines of any length."""
+    """Other fields stand anywhere, data in several lines, other events and lines at any length."""
     for size in (1000, 16_384, len(stream)):
         chunks = [stream[start : start + size] for start in range(0, len(stream), size)]
         assert meter(chunks, EVENTS) == Usage(input_tokens=5)
@@ -376,6 +380,13 @@ def test_a_bomb_is_given_up(monkeypatch: pytest.MonkeyPatch, coding: bytes) -> N
     fits = STREAM + b":" * (1_000_000 - len(STREAM))
     assert meter([CODINGS[coding](fits)], EVENTS, coding) == STREAM_USAGE
     assert meter([CODINGS[coding](fits + b":")], EVENTS, coding) is None
+
+
+def test_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More lines in the events that count than a bound are not read; other lines do not count."""
+    monkeypatch.setattr(usage_module, "MAX_EVENT_LINES", 30)
+    assert meter([STREAM + event("ping") * 1000], EVENTS) == STREAM_USAGE
+    assert meter([STREAM + event("message_delta", usage={}) * 8], EVENTS) is None
 
 
 def test_structure_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
