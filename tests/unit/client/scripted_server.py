@@ -274,7 +274,7 @@ class ScriptedServer(keys_pb2_grpc.KeyServiceServicer, audit_pb2_grpc.AuditServi
             self._pool,
             options=[
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ],
         )
         keys_pb2_grpc.add_KeyServiceServicer_to_server(self, self._server)

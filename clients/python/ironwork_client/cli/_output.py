@@ -1,0 +1,178 @@
+"""What the commands print: tables for people, JSON for programs. Allow lists: a field is shown
+because it is named here.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ironwork_client.audit import AuditRecord
+from ironwork_client.errors import IronworkError
+from ironwork_client.keys import DeletedKey, KeyState, MaskedKey
+
+# A file or a pipe has no width: wide enough that nothing is folded.
+_PIPE_WIDTH: Final = 220
+_STATES: Final = {
+    KeyState.ACTIVE: ("active", "green"),
+    KeyState.REJECTED_BY_ANTHROPIC: ("rejected by Anthropic", "bold red"),
+    KeyState.UNKNOWN: ("unknown", "yellow"),
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for stdout or stderr, as they are now."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def safe(value: str, style: str = "") -> Text:
+    """Text from elsewhere: control characters must not reach the terminal."""
+    return Text(
+        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value), style
+    )
+
+
+def print_json(value: object) -> None:
+    """One line, so that it can be piped."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def key_fields(key: MaskedKey) -> dict[str, object]:
+    """A key for programs; times are RFC 3339, UTC."""
+    version = key.master_key_version
+    return {
+        "name": key.name,
+        "key_id": key.key_id,
+        "display_name": key.display_name,
+        "mask": key.mask,
+        "state": key.state.value,
+        "current": key.current,
+        "organization_id": key.organization_id,
+        "created_at": _rfc3339(key.created_at),
+        "created_by": key.created_by,
+        "last_used_at": _rfc3339(key.last_used_at),
+        "last_validated_at": _rfc3339(key.last_validated_at),
+        "master_key_version": (
+            {"backend": version.backend, "version": version.version} if version else None
+        ),
+    }
+
+
+def deleted_fields(deleted: DeletedKey) -> dict[str, object]:
+    current = deleted.current
+    return {
+        "current": key_fields(current) if current else None,
+        "cancelled_requests": deleted.cancelled_requests,
+    }
+
+
+def error_fields(error: IronworkError) -> dict[str, object]:
+    return {
+        "error": {
+            "code": error.code.name,
+            "reason": error.reason,
+            "message": error.message,
+            "metadata": error.metadata,
+            "violations": [
+                {"field": v.field, "description": v.description} for v in error.violations
+            ],
+            "retry_after_s": error.retry_after,
+        }
+    }
+
+
+def keys_table(keys: Iterable[MaskedKey]) -> Table:
+    """One line for each key; ● marks the one that the next Claude request uses."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("key", no_wrap=True)
+    for title in ("name", "state", "organisation", "created", "last used", "id"):
+        table.add_column(title, overflow="fold")
+    for key in keys:
+        state, style = _STATES[key.state]
+        table.add_row(
+            Text("●" if key.current else "", "green"),
+            safe(key.mask, "bold" if key.current else ""),
+            safe(key.display_name or "–"),
+            Text(state, style),
+            safe(key.organization_id or "–"),
+            Text(shown(key.created_at)),
+            Text(shown(key.last_used_at, never="never")),
+            safe(key.key_id),
+        )
+    return table
+
+
+def audit_table() -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("index", justify="right", no_wrap=True)
+    table.add_column("time (UTC)", no_wrap=True)
+    table.add_column("operation", no_wrap=True)
+    table.add_column("phase", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    for title in ("who", "workspace", "key"):
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def audit_row(record: AuditRecord) -> list[Text]:
+    """An entry's line; what the event does not hold stays empty."""
+    try:
+        event = record.parsed()
+    except ValueError:
+        return [Text(str(record.index)), Text(""), Text("(not readable as JSON)", "red")]
+    status = _text(event, "status")
+    resources = {
+        _text(resource, "type"): _text(resource, "uid")
+        for resource in _items(event.get("resources"))
+    }
+    return [
+        Text(str(record.index)),
+        Text(_event_time(event.get("time"))),
+        safe(_text(event, "metadata", "event_code") or _text(event, "api", "operation")),
+        safe(_text(event, "unmapped", "phase")),
+        safe(status, {"Success": "green", "Failure": "red"}.get(status, "")),
+        safe(
+            _text(event, "actor", "user", "uid")
+            or _text(event, "user", "uid")
+            or _text(event, "actor", "app_name")
+        ),
+        safe(_text(event, "metadata", "tenant_uid") or resources.get("workspace", "")),
+        safe(resources.get("key", "") or _text(event, "unmapped", "key_id")),
+    ]
+
+
+def shown(time: datetime | None, *, never: str = "–") -> str:
+    """A time for people, to the second, UTC."""
+    return never if time is None else time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _rfc3339(time: datetime | None) -> str | None:
+    return None if time is None else time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _event_time(milliseconds: object) -> str:
+    if not isinstance(milliseconds, int):
+        return ""
+    try:
+        time = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _text(value: object, *path: str) -> str:
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
