@@ -36,6 +36,7 @@ __all__ = [
     "marker",
     "open_sqlite",
     "open_store",
+    "sqlite_path",
     "status",
     "upgrade",
 ]

@@ -11,13 +11,13 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from ironwork_server.store.errors import StoreMissing, StoreRefused
+from ironwork_server.store.errors import StoreMissing, StoreRefused, file_seam
 
 # SQLite keeps these beside the file, with the file's own permissions.
 SIDE_FILES = ("-wal", "-shm")
@@ -40,10 +40,11 @@ class DatabaseFile:
     """The file at path, as it was when this was made: another file in its place is refused."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError where there is none."""
+        """Raises StoreMissing where there is none."""
         self.path = path.absolute()
         self._name = str(self.path)
-        self._identity = self._look()
+        with file_seam():
+            self._identity = self._look()
 
     def verify(self) -> None:
         """Raises StoreMissing where the file was deleted, moved or replaced; SQLite itself would
@@ -86,10 +87,15 @@ class DatabaseFile:
 class Session:
     """A connection as SQLAlchemy sees it; one thread uses it."""
 
-    def __init__(self, file: DatabaseFile, *, begin: str, read_only: bool) -> None:
-        """begin: how transactions begin, such as BEGIN IMMEDIATE."""
+    def __init__(
+        self, file: DatabaseFile, deadline: float, *, begin: str, read_only: bool = False
+    ) -> None:
+        """begin: how transactions begin, such as BEGIN IMMEDIATE. Waits for locks (a process that
+        closes its last connection holds one) until deadline (time.monotonic()).
+        """
         self.file = file
-        self.raw = file.connect(busy_timeout=0, read_only=read_only)
+        wait = max(0.0, deadline - time.monotonic())
+        self.raw = file.connect(busy_timeout=wait, read_only=read_only)
         self._engine = engine_over(lambda: self.raw, begin=begin)
         self._core = self._engine.connect()
 
@@ -106,6 +112,16 @@ class Session:
     def wait_for_locks(self, deadline: float) -> None:
         milliseconds = max(0, int((deadline - time.monotonic()) * 1000))
         self.raw.execute(f"PRAGMA busy_timeout={milliseconds}")
+
+    def use_wal(self, deadline: float) -> None:
+        """Make sure of the mode; it stays in the file. Raises StoreRefused (STORE_UNSUITABLE)."""
+        self.wait_for_locks(deadline)
+        (mode,) = self.raw.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise StoreRefused(
+                "SQLite cannot keep a write-ahead log there: use a local file system.",
+                reason="STORE_UNSUITABLE",
+            )
 
     def close(self) -> None:
         self._core.close()
@@ -129,8 +145,8 @@ def engine_over(connect: Callable[[], sqlite3.Connection], *, begin: str) -> sa.
 
 
 def create_private(path: Path) -> None:
-    """Make an empty file that only its owner can read; one that is there stays. Raises OSError,
-    StoreRefused where there is no folder for it.
+    """Make an empty file that only its owner can read; one that is there stays. Raises
+    StoreUnavailable, and StoreRefused where there is no folder for it.
     """
     if not path.parent.is_dir():
         raise StoreRefused(
@@ -138,16 +154,25 @@ def create_private(path: Path) -> None:
             " (an absolute path takes four slashes, sqlite:////var/lib/…).",
             reason="STORE_URL_INVALID",
         )
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE))
+    # An existing file is not opened even for a moment: closing it again would drop the locks
+    # that SQLite holds on it in this process (fcntl(2)).
+    with file_seam(), suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE))
 
 
 def make_private(path: Path) -> None:
-    """Take others' permissions from the file and those beside it. Raises OSError."""
-    for name in (path, *(path.with_name(path.name + suffix) for suffix in SIDE_FILES)):
-        try:
-            mode = stat.S_IMODE(name.stat().st_mode)
-            if mode != _PRIVATE:
-                name.chmod(_PRIVATE)
-        except FileNotFoundError:
-            if name == path:
-                raise
+    """Take others' permissions from the file and those beside it. Raises StoreUnavailable."""
+    with file_seam():
+        _restrict(path)
+        for suffix in SIDE_FILES:
+            # They come and go with the connections.
+            with suppress(FileNotFoundError):
+                _restrict(path.with_name(path.name + suffix))
+
+
+def _restrict(path: Path) -> None:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise StoreMissing
+    if stat.S_IMODE(mode) != _PRIVATE:
+        path.chmod(_PRIVATE)

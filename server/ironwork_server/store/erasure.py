@@ -39,6 +39,8 @@ def _erase(session: Session, deadline: float) -> None:
         deleted = counter(connection, "deleted")
         if deleted == counter(connection, "erased"):
             return
+    # First as well: where a reader is in the way, no try makes the log longer by a whole file.
+    _empty_log(session.raw, deadline)
     _rebuild(session, deadline)
     _empty_log(session.raw, deadline)
     with session.transaction(deadline) as connection:

@@ -107,7 +107,7 @@ _BY_CODE: dict[int, type[StoreUnavailable | StoreCorrupt | StoreConflict]] = {
 }
 
 # What the driver and SQLAlchemy raise; the last two where a value does not fit SQLite's types.
-FOREIGN = (sqlite3.Error, SQLAlchemyError, OSError, UnicodeEncodeError, OverflowError)
+FOREIGN = (sqlite3.Error, SQLAlchemyError, UnicodeEncodeError, OverflowError)
 
 
 def translate(error: BaseException) -> IronworkError:
@@ -119,8 +119,6 @@ def translate(error: BaseException) -> IronworkError:
             "A value cannot be stored: texts are valid Unicode, numbers have at most 64 bits.",
             reason="VALUE_NOT_STORABLE",
         )
-    if isinstance(error, OSError):
-        return _translate_os(error)
     code: int | None = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_READONLY_DBMOVED:
         return StoreMissing()
@@ -128,7 +126,7 @@ def translate(error: BaseException) -> IronworkError:
 
 
 def _translate_os(error: OSError) -> IronworkError:
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return StoreMissing()
     if isinstance(error, PermissionError):
         return StoreReadOnly()
@@ -142,3 +140,12 @@ def seam() -> Iterator[None]:
         yield
     except FOREIGN as error:
         raise translate(error) from None
+
+
+@contextmanager
+def file_seam() -> Iterator[None]:
+    """The same for the file system's errors, around our own handling of the files."""
+    try:
+        yield
+    except OSError as error:
+        raise _translate_os(error) from None

@@ -31,11 +31,13 @@ _Item = tuple[Job[R, Any], "Future[Any]", float]
 
 
 class Lane(Generic[R]):
-    """threads: how many; each opens a resource of its own when its first job comes, and again
-    after an error of the store. capacity: how many jobs may wait.
+    """threads: how many; each opens a resource of its own when its first job comes (within that
+    job's deadline), and again after an error of the store. capacity: how many jobs may wait.
     """
 
-    def __init__(self, name: str, open_: Callable[[], R], *, threads: int, capacity: int) -> None:
+    def __init__(
+        self, name: str, open_: Callable[[float], R], *, threads: int, capacity: int
+    ) -> None:
         self._open = open_
         self._capacity = capacity
         # Jobs, and one None for each thread at the end.
@@ -49,16 +51,17 @@ class Lane(Generic[R]):
         for thread in self._threads:
             thread.start()
 
-    async def run(self, job: Job[R, T], timeout: float) -> T:
-        """Run job on a thread, within timeout seconds. Raises what it raised; StoreBusy where
-        the lane is closed or full, or the time has passed (a job that had begun may still end
-        well: a write is then done or not, never half).
+    async def run(self, job: Job[R, T], timeout: float, afterwards: float = 0.0) -> T:
+        """Run job on a thread; its deadline is timeout seconds from now, and it may take
+        afterwards seconds more for what follows its transaction. Raises what it raised;
+        StoreBusy where the lane is closed or full, or the time has passed (a job that had begun
+        may still end well: a write is then done or not, never half).
         """
         if self._closed or self._queue.qsize() >= self._capacity:
             raise StoreBusy
         future: Future[T] = Future()
         self._queue.put((job, future, time.monotonic() + timeout))
-        clock = asyncio.timeout(timeout)
+        clock = asyncio.timeout(timeout + afterwards)
         try:
             async with clock:
                 return await asyncio.wrap_future(future)
@@ -96,14 +99,14 @@ class Lane(Generic[R]):
             with seam():
                 if time.monotonic() >= deadline:
                     raise StoreBusy  # noqa: TRY301 - the one place that answers is below
-                resource = resource or self._open()
+                resource = resource or self._open(deadline)
                 result = job(resource, deadline)
         except BaseException as error:  # noqa: BLE001 - a thread's end: whoever awaits gets it
-            future.set_exception(error)
             if isinstance(error, (StoreUnavailable, StoreCorrupt)):
                 # What state the connection is in is not known: the next job opens another.
                 _close(resource)
-                return None
+                resource = None
+            future.set_exception(error)
         else:
             future.set_result(result)
         return resource

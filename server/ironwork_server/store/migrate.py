@@ -24,7 +24,7 @@ from ironwork_server.store.connection import (
     create_private,
     make_private,
 )
-from ironwork_server.store.errors import StoreCorrupt, StoreRefused, seam
+from ironwork_server.store.errors import StoreCorrupt, StoreRefused, file_seam, seam
 from ironwork_server.store.interface import DEV
 from ironwork_server.store.urls import sqlite_path
 
@@ -49,19 +49,17 @@ def upgrade(url: str) -> MigrationStatus:
     STORE_UNSUITABLE), StoreUnavailable, StoreCorrupt.
     """
     path = sqlite_path(url)
-    with seam():
-        create_private(path)
-        make_private(path)
-        with _session(path) as session:
-            _use_wal(session)
-            with session.transaction(time.monotonic() + _LOCK_WAIT) as connection:
-                if _status(connection).pending:
-                    _refuse_foreign(connection)
-                    config = _config()
-                    config.attributes["connection"] = connection
-                    command.upgrade(config, "head")
-            # The log was made with the file's permissions at that moment.
-            make_private(path)
+    create_private(path)
+    make_private(path)
+    deadline = time.monotonic() + _LOCK_WAIT
+    with seam(), _session(path, deadline) as session:
+        session.use_wal(deadline)
+        with session.transaction(deadline) as connection:
+            if _status(connection).pending:
+                _refuse_foreign(connection)
+                config = _config()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
     return status(url)
 
 
@@ -69,14 +67,14 @@ def status(url: str) -> MigrationStatus:
     """Where the store stands. Changes nothing and makes no file. Raises StoreRefused
     (STORE_URL_INVALID, STORE_IS_NEWER), StoreUnavailable, StoreCorrupt.
     """
-    return _status_at(sqlite_path(url))
+    return _status_at(sqlite_path(url), _LOCK_WAIT)
 
 
 def marker(url: str) -> str:
     """'' or 'dev'. Raises as require_head does."""
     path = sqlite_path(url)
     require_head(path)
-    with seam(), _session(path) as session, _soon(session) as connection:
+    with _transaction(path, _LOCK_WAIT, begin="BEGIN") as connection:
         return transactions.meta_value(connection, "marker")
 
 
@@ -90,15 +88,16 @@ def mark(url: str, value: str) -> None:
         )
     path = sqlite_path(url)
     require_head(path)
-    with seam(), _session(path) as session, _soon(session) as connection:
+    with _transaction(path, _LOCK_WAIT) as connection:
         transactions.set_meta(connection, "marker", value)
 
 
-def require_head(path: Path) -> None:
+def require_head(path: Path, wait: float = _LOCK_WAIT) -> None:
     """Raises StoreRefused unless the store in the file at path has this version's schema
     (STORE_NOT_INITIALISED, STORE_NEEDS_UPGRADE, STORE_IS_NEWER); StoreUnavailable, StoreCorrupt.
+    wait: seconds for a lock.
     """
-    found = _status_at(path)
+    found = _status_at(path, wait)
     if found.current is None:
         raise StoreRefused(
             "There is no key store at the configured place: run `ironwork-server db upgrade` to"
@@ -113,13 +112,13 @@ def require_head(path: Path) -> None:
         )
 
 
-def _status_at(path: Path) -> MigrationStatus:
-    with seam():
+def _status_at(path: Path, wait: float) -> MigrationStatus:
+    with file_seam():
         # An empty file is what a migration that never began leaves behind.
         if not path.exists() or path.stat().st_size == 0:
             return _compare(None)
-        with _session(path, begin="BEGIN") as session, _soon(session) as connection:
-            return _status(connection)
+    with _transaction(path, wait, begin="BEGIN") as connection:
+        return _status(connection)
 
 
 def _status(connection: sa.Connection) -> MigrationStatus:
@@ -161,8 +160,8 @@ def _config() -> Config:
 
 
 @contextmanager
-def _session(path: Path, begin: str = "BEGIN IMMEDIATE") -> Iterator[Session]:
-    session = Session(DatabaseFile(path), begin=begin, read_only=False)
+def _session(path: Path, deadline: float, begin: str = "BEGIN IMMEDIATE") -> Iterator[Session]:
+    session = Session(DatabaseFile(path), deadline, begin=begin)
     try:
         yield session
     finally:
@@ -170,17 +169,13 @@ def _session(path: Path, begin: str = "BEGIN IMMEDIATE") -> Iterator[Session]:
 
 
 @contextmanager
-def _soon(session: Session) -> Iterator[sa.Connection]:
-    with session.transaction(time.monotonic() + _LOCK_WAIT) as connection:
+def _transaction(
+    path: Path, wait: float, begin: str = "BEGIN IMMEDIATE"
+) -> Iterator[sa.Connection]:
+    deadline = time.monotonic() + wait
+    with (
+        seam(),
+        _session(path, deadline, begin) as session,
+        session.transaction(deadline) as connection,
+    ):
         yield connection
-
-
-def _use_wal(session: Session) -> None:
-    """The mode stays in the file."""
-    session.wait_for_locks(time.monotonic() + _LOCK_WAIT)
-    (mode,) = session.raw.execute("PRAGMA journal_mode=WAL").fetchone()
-    if mode != "wal":
-        raise StoreRefused(
-            "SQLite cannot keep a write-ahead log there: use a local file system.",
-            reason="STORE_UNSUITABLE",
-        )

@@ -29,17 +29,19 @@ T = TypeVar("T")
 _READERS = 2
 # Calls that may wait for a thread, for each of the two lanes; past it a call fails at once.
 _CAPACITY = 1000
+# How long erasing may take where it is not what the caller asked for, in seconds.
+_ASIDE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """In seconds, from the call. A deletion rebuilds the file, which takes about 5 ms for each
-    thousand keys, and waits for readers in other processes.
+    """In seconds, from the call. A deletion has write and then erase: it rebuilds the file, which
+    takes about 5 ms for each thousand keys, and waits for readers in other processes.
     """
 
     read: float = 2.0
     write: float = 5.0
-    delete: float = 15.0
+    erase: float = 10.0
     close: float = 5.0
 
 
@@ -56,17 +58,19 @@ def open_sqlite(
     StoreCorrupt.
     """
     deadlines = deadlines or Deadlines()
-    require_head(path)
+    require_head(path, deadlines.write)
+    make_private(path)
+    file = DatabaseFile(path)
     with seam():
-        make_private(path)
-        file = DatabaseFile(path)
-        session = Session(file, begin="BEGIN IMMEDIATE", read_only=False)
+        deadline = monotonic() + deadlines.write
+        session = Session(file, deadline, begin="BEGIN IMMEDIATE")
         try:
-            deadline = monotonic() + deadlines.write
+            # A file that was restored from a dump has lost it.
+            session.use_wal(deadline)
             # A crash after a deletion leaves its erasing to the next start. Where a reader stands
             # in its way it stays owed.
             with suppress(TraceRemains):
-                erase(session, deadline)
+                erase(session, monotonic() + min(_ASIDE, deadlines.erase))
             with session.transaction(deadline) as connection:
                 marker = transactions.meta_value(connection, "marker")
                 installation_id = transactions.meta_value(connection, "installation_id")
@@ -96,13 +100,13 @@ class SqliteStore:
         self._hot = HotRead(file)
         self._writer = Lane(
             "store-writer",
-            lambda: Session(file, begin="BEGIN IMMEDIATE", read_only=False),
+            lambda deadline: Session(file, deadline, begin="BEGIN IMMEDIATE"),
             threads=1,
             capacity=_CAPACITY,
         )
         self._readers = Lane(
             "store-reader",
-            lambda: Session(file, begin="BEGIN", read_only=True),
+            lambda deadline: Session(file, deadline, begin="BEGIN", read_only=True),
             threads=_READERS,
             capacity=_CAPACITY,
         )
@@ -174,12 +178,12 @@ class SqliteStore:
                     )
             except AlreadyAnswered:
                 # The first try may have ended before its erasing did.
-                erase(session, deadline)
+                erase(session, monotonic() + self._deadlines.erase)
                 raise
-            erase(session, deadline)
+            erase(session, monotonic() + self._deadlines.erase)
             return outcome
 
-        return await self._writer.run(job, self._deadlines.delete)
+        return await self._writer.run(job, self._deadlines.write, self._deadlines.erase)
 
     async def set_state(self, workspace: str, key_id: str, state: KeyState) -> None:
         await self._write(
@@ -194,9 +198,9 @@ class SqliteStore:
                 transactions.record_uses(connection, copy, now=self._clock())
             # The one write that comes by itself: what a deletion could not finish is tried here.
             with suppress(TraceRemains):
-                erase(session, deadline)
+                erase(session, monotonic() + min(_ASIDE, self._deadlines.erase))
 
-        await self._writer.run(job, self._deadlines.write)
+        await self._writer.run(job, self._deadlines.write, _ASIDE)
 
     async def find_replay(self, workspace: str, method: str, request_id: str) -> Replay | None:
         return await self._read(

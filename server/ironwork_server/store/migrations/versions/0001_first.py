@@ -38,11 +38,11 @@ def upgrade() -> None:
         sa.Column("wrap_key_version", sa.Integer(), nullable=False),
         sa.Column("wrap_mechanism", sa.Text(), nullable=False),
         sa.Column("wrap_blob", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("sequence", name="pk_keys"),
-        sa.UniqueConstraint("workspace", "key_id", name="uq_keys_workspace_key_id"),
-        sa.UniqueConstraint("workspace", "fingerprint", name="uq_keys_workspace_fingerprint"),
+        sa.PrimaryKeyConstraint("sequence", name=op.f("pk_keys")),
+        sa.UniqueConstraint("workspace", "key_id", name=op.f("uq_keys_workspace_key_id")),
+        sa.UniqueConstraint("workspace", "fingerprint", name=op.f("uq_keys_workspace_fingerprint")),
     )
-    op.create_index("ix_keys_workspace_sequence", "keys", ["workspace", "sequence"])
+    op.create_index(op.f("ix_keys_workspace_sequence"), "keys", ["workspace", "sequence"])
     op.create_table(
         "replays",
         sa.Column("workspace", sa.Text(), nullable=False),
@@ -51,9 +51,9 @@ def upgrade() -> None:
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("answer", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("workspace", "method", "request_id", name="pk_replays"),
+        sa.PrimaryKeyConstraint("workspace", "method", "request_id", name=op.f("pk_replays")),
     )
-    op.create_index("ix_replays_created_at", "replays", ["created_at"])
+    op.create_index(op.f("ix_replays_created_at"), "replays", ["created_at"])
     op.create_table(
         "pepper",
         sa.Column("id", _ROW_NUMBER, autoincrement=False, nullable=False),
@@ -61,20 +61,20 @@ def upgrade() -> None:
         sa.Column("wrap_key_version", sa.Integer(), nullable=False),
         sa.Column("wrap_mechanism", sa.Text(), nullable=False),
         sa.Column("wrap_blob", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_pepper"),
-        sa.CheckConstraint("id = 1", name="ck_pepper_single"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_pepper")),
+        sa.CheckConstraint("id = 1", name=op.f("ck_pepper_single")),
     )
     counters = op.create_table(
         "counters",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("value", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name="pk_counters"),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_counters")),
     )
     meta = op.create_table(
         "meta",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name="pk_meta"),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_meta")),
     )
     op.bulk_insert(
         counters,
