@@ -1,5 +1,6 @@
 """A gRPC peer as an OCSF network_endpoint, and back."""
 
+import functools
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -13,8 +14,12 @@ _IP_PEER: Final = re.compile(
 )
 
 
-def to_endpoint(peer: str) -> dict[str, str | int]:
-    """`ip` and `port` for a TCP peer; `name` for any other; `svc_name` where there is none."""
+@functools.lru_cache(maxsize=1024)
+def to_endpoint(peer: str) -> Mapping[str, str | int]:
+    """`ip` and `port` for a TCP peer; `name` for any other; `svc_name` where there is none.
+
+    The answer is shared between calls (a peer makes many): it is not to be changed.
+    """
     if not peer:
         return {"svc_name": _LOCAL}
     match = _IP_PEER.fullmatch(peer)

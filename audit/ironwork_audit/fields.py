@@ -18,7 +18,7 @@ _ASCII: Final = r"[\x20-\x7e]*"
 _WORD: Final = r"[A-Za-z][A-Za-z0-9_.-]*"
 _UPPER_SNAKE: Final = r"[A-Z0-9_]*"
 _LABEL: Final = r"[A-Za-z0-9_.-]*"
-_MASK: Final = r"(?:sk-ant-[a-z0-9-]{1,12}…[\x21-\x7e]{4})?"
+_MASK: Final = r"(?:sk-ant-[a-z0-9-]{1,8}…[\x21-\x7e]{4})?"
 _INDEXES: Final = r"[0-9,]*"
 
 # An Anthropic credential of any kind. A mask (`sk-ant-api…wxyz`) is not one.

@@ -42,6 +42,15 @@ _MUTUAL_TLS: Final = {"auth_protocol": "mutual TLS", "auth_protocol_id": 99, "is
 
 Document = dict[str, Any]
 
+# Made once: json.dumps makes one for each call, at the cost of half the rendering.
+_ENCODER: Final = json.JSONEncoder(
+    sort_keys=True,
+    separators=(",", ":"),
+    ensure_ascii=False,
+    allow_nan=False,
+    check_circular=False,
+)
+
 
 def render(event: Event, *, origin: str, sequence: int, logged_time: datetime) -> bytes:
     """The entry's exact bytes, without a line end. FieldRefused for a wrong origin or sequence."""
@@ -63,10 +72,7 @@ def render(event: Event, *, origin: str, sequence: int, logged_time: datetime) -
 
 def dump(document: Document) -> bytes:
     """The one way this log writes JSON."""
-    text = json.dumps(
-        document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode()
+    return _ENCODER.encode(document).encode()
 
 
 def _common(event: Event, kind: Kind) -> Document:

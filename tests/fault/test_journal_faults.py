@@ -3,6 +3,7 @@ then reloads and checks the log.
 """
 
 import asyncio
+import errno
 import os
 import random
 import shutil
@@ -24,6 +25,7 @@ from fixtures.journal_events import (
     intent,
     log_path,
     made,
+    modes,
     operations,
     outcome,
     until,
@@ -335,6 +337,31 @@ async def test_a_start_that_cannot_note_what_it_found_is_refused(folder: Path) -
         FileJournal.open(folder, ORIGIN, file_system=FullAfterTheFirst())
     await FileJournal.open(folder, ORIGIN).close()
     assert operations(folder) == ["AddKey", "journal.unfinished"]
+
+
+def test_a_lock_that_the_system_refuses_is_a_clear_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system has no locks, the journal is not opened without one."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("ironwork_server.journal.folder.fcntl.flock", no_locks)
+    with pytest.raises(JournalUnusable, match="No locks available"):
+        FileJournal.open(folder, ORIGIN)
+
+
+async def test_a_header_that_does_not_fit_makes_no_journal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes half of the header leaves no file that looks like a log."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ironwork_server.journal.folder.os.write", lambda *_: 3)
+        with pytest.raises(JournalUnusable):
+            FileJournal.open(folder, ORIGIN)
+    assert "journal.jsonl" not in modes(folder)
+    await FileJournal.open(folder, ORIGIN).close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -212,8 +212,9 @@ class Writer:
             self._queue.clear()
             self._refused += sum(len(request.events) for request in requests)
         _log.error("audit journal: %s; every audited operation is refused", problem.what)
-        self._settle([(request, unavailable()) for request in requests])
+        # Health hears of it before any caller does.
         self._tuning.on_failure(problem.what)
+        self._settle([(request, unavailable()) for request in requests])
 
     def _settle(self, results: Sequence[tuple[Request, Result]]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, Result]]] = {}

@@ -73,6 +73,7 @@ def test_a_detail_off_the_list_is_refused(name: str) -> None:
         ("sent_upstream", "true"),
         ("key_mask", "sk-ant-api…toolong"),
         ("key_mask", "sk-ant-api03-abcd"),
+        ("key_mask", "sk-ant-abcdefghijkl…wxyz"),  # a mask is shorter than a credential
         ("verdict", "some text"),
     ],
 )
