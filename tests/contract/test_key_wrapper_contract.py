@@ -14,6 +14,7 @@ import pytest
 
 from fixtures.softhsm import MakeToken
 from ironwork_hsm import (
+    BackendOptions,
     BlobRejected,
     HsmError,
     KeyCreator,
@@ -30,7 +31,9 @@ CONTEXT = b"workspace\x00key-7"
 @asynccontextmanager
 async def open_softhsm(request: pytest.FixtureRequest) -> AsyncIterator[KeyWrapper]:
     make_token: MakeToken = request.getfixturevalue("make_token")
-    backend = await open_backend(make_token().uri, allow_missing=True)
+    backend = await open_backend(
+        make_token().uri, allow_missing=True, options=BackendOptions(deadline_s=30)
+    )
     assert isinstance(backend, KeyCreator)
     await backend.create_version()
     await backend.create_version()

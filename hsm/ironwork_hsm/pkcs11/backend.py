@@ -1,5 +1,6 @@
 """The PKCS#11 backend: a KeyWrapper (and KeyCreator) over lanes of one token."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -63,6 +64,8 @@ class Pkcs11KeyWrapper:
         self._options = options
         # The greatest version known; only grows. Written by the loop's thread alone.
         self._current = 0
+        # Held by the lane that generates a key.
+        self._creating = threading.Lock()
         # Set by the first lane; None until the module is loaded.
         self._module: Module | None = None
         self._lanes: Lanes[_Lane] = Lanes(
@@ -147,7 +150,7 @@ class Pkcs11KeyWrapper:
 
     async def create_version(self) -> KeyVersion:
         """See KeyCreator.create_version."""
-        created = await self._run(_create_next, deadline_s=self._options.slow_deadline_s)
+        created = await self._run(self._create_next, deadline_s=self._options.slow_deadline_s)
         self._learn(created.version)
         return created
 
@@ -192,6 +195,21 @@ class Pkcs11KeyWrapper:
             raise
         return _Lane(module, token, session, self._uri.object)
 
+    def _create_next(self, lane: _Lane) -> KeyVersion:
+        """On a lane. One at a time; the others are refused, since waiting would block lanes."""
+        if not self._creating.acquire(blocking=False):
+            raise Unavailable("Another version is just being created; try again.")
+        try:
+            version = max(lane.search(), default=0) + 1
+            # The lanes' own sessions are read-only; this one lives for one key.
+            session = lane.token.open(rw=True)
+            try:
+                return generate_key(session, lane.label, version).description
+            finally:
+                session.close()
+        finally:
+            self._creating.release()
+
 
 async def open_pkcs11(
     uri: str, *, allow_missing: bool = False, options: BackendOptions | None = None
@@ -211,16 +229,6 @@ async def open_pkcs11(
 
 def _describe_all(lane: _Lane) -> list[KeyVersion]:
     return [master.description for master in lane.search().values()]
-
-
-def _create_next(lane: _Lane) -> KeyVersion:
-    version = max(lane.search(), default=0) + 1
-    # The lanes' own sessions are read-only; this one lives for one key.
-    session = lane.token.open(rw=True)
-    try:
-        return generate_key(session, lane.label, version).description
-    finally:
-        session.close()
 
 
 def _close_lane(lane: _Lane) -> None:

@@ -112,24 +112,15 @@ def create_token(
     utility = shutil.which("softhsm2-util")
     if utility is None:
         raise ConfigurationError(f"SoftHSM's command softhsm2-util is not installed; {_INSTALL}.")
-    config = write_config(folder)
     pin_file, so_pin_file = folder / "pin", folder / "so-pin"
+    if pin_file.exists() or so_pin_file.exists():
+        raise ConfigurationError(f"There is a token below {folder} already; use another folder.")
+    config = write_config(folder)
+    env = config_environment(config)
     command = [utility, "--init-token", "--free", "--label", label]
     command += ["--pin", write_pin(pin_file), "--so-pin", write_pin(so_pin_file)]
-    env = config_environment(config)
-    try:
-        subprocess.run(  # noqa: S603  our own argument list, no shell
-            command,
-            env=os.environ | env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout_s,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        # The foreign error quotes the command, and with it the PINs.
-        raise Unavailable(f"softhsm2-util could not make a token below {folder}.") from None
+    if not _succeeds(command, env=os.environ | env, timeout_s=timeout_s):
+        raise Unavailable(f"softhsm2-util could not make a token below {folder}.")
     return SoftHsmToken(
         label=label,
         uri=token_uri(label, object_label, pin_file),
@@ -138,3 +129,20 @@ def create_token(
         so_pin_file=so_pin_file,
         env=env,
     )
+
+
+def _succeeds(command: list[str], *, env: Mapping[str, str], timeout_s: float) -> bool:
+    """Run it silently. False, not an error: that would quote the command, and with it the PINs."""
+    try:
+        result = subprocess.run(  # noqa: S603  our own argument list, no shell
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return result.returncode == 0
