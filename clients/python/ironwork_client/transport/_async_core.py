@@ -114,6 +114,11 @@ async def _attempt(
         return event.answer, AsyncBody(pool, stream, report)
     if isinstance(event, CallEnded):
         _outcome.fill(report, event.end)
-        await _let_go(pool, stream, stream.settle())
-        raise _outcome.end_without_head(event.end)
+        error = _outcome.end_without_head(event.end)
+        if isinstance(error, NotSent):
+            # It takes no further call, whether or not its GoAway is here yet.
+            pool.release(stream, reusable=False)
+        else:
+            await _let_go(pool, stream, stream.settle())
+        raise error
     raise AssertionError("the grammar lets nothing else come first")

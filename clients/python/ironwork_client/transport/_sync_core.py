@@ -97,6 +97,11 @@ class SyncCore:
             return event.answer, SyncBody(self._pool, stream, report)
         if isinstance(event, CallEnded):
             _outcome.fill(report, event.end)
-            _let_go(self._pool, stream, stream.settle)
-            raise _outcome.end_without_head(event.end)
+            error = _outcome.end_without_head(event.end)
+            if isinstance(error, NotSent):
+                # It takes no further call, whether or not its GoAway is here yet.
+                self._pool.release(stream, reusable=False)
+            else:
+                _let_go(self._pool, stream, stream.settle)
+            raise error
         raise AssertionError("the grammar lets nothing else come first")

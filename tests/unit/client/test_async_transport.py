@@ -1,0 +1,504 @@
+"""The asyncio transport over a real gRPC stream."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import httpx2
+import pytest
+
+from ironwork.keys.v1 import keys_pb2
+from ironwork_client import AsyncWithKeyTransport, Profile
+from unit.client import scripted_server as scripted
+from unit.client.scripted_server import body, end, go_away, head, started, status
+
+URL = "https://api.anthropic.com/v1/messages"
+Server = scripted.ScriptedServer
+Responses = Iterator[keys_pb2.WithKeyResponse]
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+async def client(profile: Profile) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(transport=AsyncWithKeyTransport(profile)) as made:
+        yield made
+    # Nothing of the transport's outlives it.
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert not [task for task in left if "ironwork_client" in repr(task)], left
+
+
+async def occurs(event: threading.Event) -> bool:
+    return await asyncio.to_thread(event.wait, scripted.WAIT_S)
+
+
+def answered(call: scripted.Call, *parts: bytes) -> Responses:
+    yield head(call.number, 200, ("content-type", b"text/plain"))
+    for part in parts:
+        yield body(call.number, part)
+    yield end(call.number)
+
+
+def waits(stream: scripted.Stream) -> Responses:
+    """Takes a call and never answers."""
+    stream.start()
+    yield started()
+    stream.call()
+    stream.gone.wait(scripted.WAIT_S)
+
+
+async def test_a_request_and_its_answer_pass_unchanged(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """Method, raw path, query and body arrive as they were; the report is complete."""
+    calls: list[scripted.Call] = []
+
+    def reply(call: scripted.Call) -> Responses:
+        calls.append(call)
+        yield from answered(call, b"hello ", b"world")
+
+    scripted_server.script = scripted.serve(reply)
+    for number in (1, 2, 3):
+        response = await client.post(f"{URL}?beta=true", content=b"question")
+        assert (response.status_code, response.content) == (200, b"hello world")
+        report = response.extensions["ironwork"]
+        assert (report.complete, report.key_name) == (True, "workspaces/acme/keys/k1")
+        assert (calls[-1].number, calls[-1].body) == (number, b"question")
+        assert (calls[-1].head.path, calls[-1].head.query) == ("/v1/messages", "beta=true")
+    assert len(scripted_server.streams) == 1
+
+
+async def test_two_at_once_use_two_streams(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """Requests that overlap have streams of their own."""
+    both = threading.Barrier(2, timeout=scripted.WAIT_S)
+
+    def reply(call: scripted.Call) -> Responses:
+        both.wait()
+        yield from answered(call, call.body)
+
+    scripted_server.script = scripted.serve(reply)
+    answers = await asyncio.gather(*(client.post(URL, content=data) for data in (b"a", b"b")))
+    assert [answer.content for answer in answers] == [b"a", b"b"]
+    assert len(scripted_server.streams) == 2
+
+
+async def test_an_answer_is_delivered_as_it_comes(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """A part of the body reaches the caller before the next one exists."""
+    seen = threading.Event()
+
+    def reply(call: scripted.Call) -> Responses:
+        yield head(call.number)
+        yield body(call.number, b"first")
+        assert seen.wait(scripted.WAIT_S)
+        yield body(call.number, b"second")
+        yield end(call.number)
+
+    scripted_server.script = scripted.serve(reply)
+    async with client.stream("POST", URL, content=b"q") as response:
+        got = []
+        async for part in response.aiter_raw():
+            got.append(part)
+            seen.set()
+    assert got == [b"first", b"second"]
+
+
+async def test_closing_early_cancels_the_call_and_keeps_the_stream(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """A response closed early sends Cancel; the stream serves the next request."""
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        call = stream.call()
+        yield head(call.number)
+        yield body(call.number, b"endless")
+        assert stream.next().cancel.call == call.number
+        yield body(call.number, b"on its way")
+        yield end(call.number, keys_pb2.OUTCOME_CANCELLED)
+        yield from answered(stream.call(), b"next")
+
+    scripted_server.script = script
+    async with client.stream("POST", URL, content=b"q"):
+        pass
+    assert (await client.post(URL, content=b"q")).content == b"next"
+    assert len(scripted_server.streams) == 1
+
+
+async def test_a_server_that_ignores_a_cancel_loses_the_stream(
+    client: httpx2.AsyncClient, scripted_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing early waits for the call's end for a bounded time, then gives the stream up."""
+    monkeypatch.setattr("ironwork_client.transport._async_stream.SETTLE_S", 0.05)
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        yield head(stream.call().number)
+        stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    async with client.stream("POST", URL, content=b"q"):
+        pass
+    assert await occurs(scripted_server.streams[0].gone)
+
+
+@pytest.mark.parametrize("when", ["head", "body", "upload", "connect"])
+async def test_cancelling_the_task_ends_the_request_upstream(
+    client: httpx2.AsyncClient, scripted_server: Server, when: str
+) -> None:
+    """Wherever a task is cancelled, the server sees the stream cancelled."""
+    reached = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        if when != "connect":
+            yield started()
+            first = stream.next().head.call
+            if when == "body":
+                yield head(first)
+                yield body(first, b"x")
+        loop.call_soon_threadsafe(reached.set)
+        stream.gone.wait(scripted.WAIT_S)
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    scripted_server.script = script
+    content = endless() if when == "upload" else b"q"
+    task = asyncio.create_task(client.post(URL, content=content))
+    async with asyncio.timeout(scripted.WAIT_S):
+        await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await occurs(scripted_server.streams[0].gone)
+
+
+async def test_after_go_away_the_next_request_opens_a_new_stream(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """GoAway lets the call in flight finish; the stream is not used again."""
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        call = stream.call()
+        yield head(call.number)
+        yield go_away()
+        yield body(call.number, b"%d" % stream.number)
+        yield end(call.number)
+        stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    assert (await client.post(URL, content=b"q")).content == b"0"
+    assert await occurs(scripted_server.streams[0].gone)
+    assert (await client.post(URL, content=b"q")).content == b"1"
+
+
+async def test_an_idle_stream_leaves_when_it_is_asked_to(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """GoAway on an idle stream ends it at once, so that a draining server need not wait."""
+    leave = threading.Event()
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        yield from answered(stream.call(), b"%d" % stream.number)
+        assert leave.wait(scripted.WAIT_S)
+        yield go_away()
+        stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    assert (await client.post(URL, content=b"q")).content == b"0"
+    leave.set()
+    assert await occurs(scripted_server.streams[0].gone)
+    assert (await client.post(URL, content=b"q")).content == b"1"
+
+
+async def test_a_call_that_crossed_a_go_away_is_sent_again_once(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """STREAM_CLOSING says that nothing went upstream: a body in memory goes to a new stream, and a
+    second refusal is reported.
+    """
+
+    def reply(call: scripted.Call) -> Responses:
+        refusal = status(Code.UNAVAILABLE, "STREAM_CLOSING")
+        yield end(call.number, keys_pb2.OUTCOME_REFUSED, error=refusal, sent=False)
+
+    scripted_server.script = scripted.serve(reply)
+    response = await client.post(URL, content=b"q")
+    assert (response.status_code, response.headers["x-should-retry"]) == (503, "true")
+    assert len(scripted_server.streams) == 2
+
+
+async def test_a_broken_idle_stream_is_replaced(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """A server that was restarted between two requests is found again; one that is away is a
+    ConnectError.
+    """
+    scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
+    assert (await client.post(URL, content=b"q")).content == b"x"
+    port = scripted_server.port
+    await asyncio.to_thread(scripted_server.stop)
+    with pytest.raises(httpx2.ConnectError):
+        await client.post(URL, content=b"q")
+    scripted_server.start(port)
+    assert (await client.post(URL, content=b"q")).content == b"x"
+
+
+async def test_no_other_host_is_served(client: httpx2.AsyncClient) -> None:
+    """A request for anywhere else fails before anything is sent."""
+    with pytest.raises(httpx2.UnsupportedProtocol):
+        await client.get("https://example.com/v1/models")
+
+
+async def test_a_refusal_is_an_answer_and_the_stream_stays_usable(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """REFUSED becomes a response in Anthropic's shape."""
+
+    def reply(call: scripted.Call) -> Responses:
+        error = status(Code.FAILED_PRECONDITION, "NO_KEY")
+        yield end(call.number, keys_pb2.OUTCOME_REFUSED, error=error, sent=False)
+
+    scripted_server.script = scripted.serve(reply)
+    for _ in range(2):
+        response = await client.post(URL, content=b"q")
+        assert response.status_code == 403
+        assert response.json()["error"]["type"] == "permission_error"
+        assert response.headers["x-ironwork-reason"] == "NO_KEY"
+    assert len(scripted_server.streams) == 1
+
+
+async def test_a_stream_that_is_refused_answers_alike(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """An RPC that ends with PERMISSION_DENIED is a 403 as well."""
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        stream.abort(status(Code.PERMISSION_DENIED, "PERMISSION_DENIED"))
+        yield started()
+
+    scripted_server.script = script
+    response = await client.post(URL, content=b"q")
+    assert (response.status_code, response.headers["x-should-retry"]) == (403, "false")
+
+
+@pytest.mark.parametrize("how", ["failed", "broken", "closed"])
+async def test_a_cut_answer_is_never_a_clean_end(
+    client: httpx2.AsyncClient, scripted_server: Server, how: str
+) -> None:
+    """Whatever cuts an answer raises RemoteProtocolError after the bytes that came."""
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        call = stream.call()
+        yield head(call.number)
+        yield body(call.number, b"half")
+        if how == "failed":
+            error = status(Code.UNAVAILABLE, "UPSTREAM_CUT")
+            yield end(call.number, keys_pb2.OUTCOME_FAILED, error=error)
+            stream.gone.wait(scripted.WAIT_S)
+        elif how == "broken":
+            stream.abort(status(Code.UNAVAILABLE))
+
+    scripted_server.script = script
+    got: list[bytes] = []
+    async with client.stream("POST", URL, content=b"q") as response:
+        with pytest.raises(httpx2.RemoteProtocolError, match="not whole"):
+            async for part in response.aiter_raw():
+                got.append(part)
+    assert got == [b"half"]
+
+
+async def test_a_stream_that_breaks_in_a_call_is_not_repeated(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """What may have reached Anthropic is never sent twice."""
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        stream.call()
+        stream.abort(status(Code.UNAVAILABLE))
+
+    scripted_server.script = script
+    with pytest.raises(httpx2.ReadError):
+        await client.post(URL, content=b"q")
+    assert len(scripted_server.streams) == 1
+
+
+async def test_silence_is_a_read_timeout_and_ends_the_call_upstream(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """Past the read timeout the request fails and the server sees the stream cancelled."""
+    scripted_server.script = waits
+    with pytest.raises(httpx2.ReadTimeout):
+        await client.post(URL, content=b"q", timeout=httpx2.Timeout(10, read=0.1))
+    assert await occurs(scripted_server.streams[0].gone)
+
+
+async def test_a_server_that_does_not_start_is_a_connect_timeout(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """On a new connection nothing of the request leaves before Started."""
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        stream.gone.wait(scripted.WAIT_S)
+        return
+        yield
+
+    scripted_server.script = script
+    with pytest.raises(httpx2.ConnectTimeout):
+        await client.post(URL, content=b"q", timeout=httpx2.Timeout(10, connect=0.1))
+
+
+async def test_a_server_that_takes_nothing_is_a_write_timeout(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """An upload that flow control holds fails past the write timeout."""
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    with pytest.raises(httpx2.WriteTimeout):
+        await client.post(URL, content=b"x" * (16 << 20), timeout=httpx2.Timeout(10, write=0.2))
+
+
+async def test_requests_beyond_the_bound_wait_for_a_stream(
+    profile: Profile, scripted_server: Server
+) -> None:
+    """With all streams in use a request waits: for a freed one, or for the pool timeout."""
+    scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
+    transport = AsyncWithKeyTransport(profile, max_streams=1, max_idle_streams=1)
+    async with httpx2.AsyncClient(transport=transport) as client:
+        async with client.stream("POST", URL, content=b"q") as response:
+            with pytest.raises(httpx2.PoolTimeout, match="max_streams"):
+                await client.post(URL, content=b"q", timeout=httpx2.Timeout(10, pool=0.05))
+            gone = asyncio.create_task(client.post(URL, content=b"q"))
+            waiting = asyncio.create_task(client.post(URL, content=b"q"))
+            await asyncio.sleep(0)
+            gone.cancel()
+            await response.aread()
+        assert (await waiting).content == b"x"
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+    assert len(scripted_server.streams) == 1
+
+
+async def test_a_large_upload_streams(client: httpx2.AsyncClient, scripted_server: Server) -> None:
+    """Several megabytes from an iterator arrive whole, in messages of at most 16 KiB."""
+    chunk = bytes(range(256)) * 300
+
+    async def upload() -> AsyncIterator[bytes]:
+        for _ in range(60):
+            yield chunk
+
+    scripted_server.script = scripted.serve(lambda call: answered(call, b"%d" % len(call.body)))
+    response = await client.post(URL, content=upload())
+    assert response.content == b"%d" % (60 * len(chunk))
+
+
+async def test_an_answer_ends_an_upload_early(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """When ResponseEnd arrives during the upload, the client stops, sends `end`, and reuses."""
+    closed = asyncio.Event()
+
+    async def upload() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 16384
+        finally:
+            closed.set()
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        number = stream.next().head.call
+        assert stream.next().HasField("body")
+        yield head(number, 413)
+        yield body(number, b"too large")
+        yield end(number)
+        while not stream.next().HasField("end"):
+            pass
+        yield from answered(stream.call(), b"next")
+
+    scripted_server.script = script
+    response = await client.post(URL, content=upload())
+    assert (response.status_code, response.content) == (413, b"too large")
+    assert closed.is_set()
+    assert (await client.post(URL, content=b"q")).content == b"next"
+    assert len(scripted_server.streams) == 1
+
+
+async def test_what_the_callers_body_raises_reaches_the_caller(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """An upload that fails on this side is raised as it is and cancels the call."""
+
+    async def upload() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        await client.post(URL, content=upload())
+    (stream,) = await asyncio.to_thread(scripted_server.wait_streams, 1)
+    assert await occurs(stream.gone)
+
+
+async def test_a_closed_transport_ends_what_is_open(
+    profile: Profile, scripted_server: Server
+) -> None:
+    """aclose() cancels streams in use; their bodies fail, and nothing can be sent afterwards."""
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        yield head(stream.call().number)
+        stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    transport = AsyncWithKeyTransport(profile)
+    request = httpx2.Request("POST", URL, content=b"q")
+    response = await transport.handle_async_request(request)
+    await transport.aclose()
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await response.aread()
+    with pytest.raises(httpx2.LocalProtocolError, match="closed"):
+        await transport.handle_async_request(request)
+
+
+def test_one_transport_serves_several_event_loops(
+    profile: Profile, scripted_server: Server
+) -> None:
+    """Each loop has channels and streams of its own, made when they are needed."""
+    scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
+    transport = AsyncWithKeyTransport(profile)
+
+    async def ask() -> bytes:
+        request = httpx2.Request("POST", URL, content=b"q")
+        response = await transport.handle_async_request(request)
+        data = await response.aread()
+        await transport.aclose()
+        return data
+
+    assert asyncio.run(ask()) == b"x"
+    assert asyncio.run(ask()) == b"x"
+    assert len(scripted_server.streams) == 2
