@@ -5,7 +5,7 @@ from typing import Any
 
 import pkcs11.exceptions as p11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ironwork_hsm import (
@@ -33,6 +33,7 @@ def bound(fields: tuple[str, int, str, bytes]) -> bytes:
     return associated_data(name=name, version=version, mechanism=mechanism, context=context)
 
 
+@settings(deadline=None)  # a slow machine is no failure
 @given(FIELDS, FIELDS)
 def test_associated_data_is_unambiguous(
     first: tuple[str, int, str, bytes], second: tuple[str, int, str, bytes]
@@ -49,6 +50,7 @@ def test_associated_data_is_what_is_documented() -> None:
     )  # fmt: skip
 
 
+@settings(deadline=None)  # a slow machine is no failure
 @given(st.binary(min_size=12, max_size=12), st.binary(min_size=48, max_size=48))
 def test_blobs_pack_and_unpack(iv: bytes, sealed: bytes) -> None:
     """A blob is its layout byte, the IV, and ciphertext with tag."""
@@ -58,6 +60,7 @@ def test_blobs_pack_and_unpack(iv: bytes, sealed: bytes) -> None:
     assert unpack(blob) == (iv, sealed)
 
 
+@settings(deadline=None)  # a slow machine is no failure
 @given(st.binary(max_size=128))
 def test_other_bytes_are_no_blob(blob: bytes) -> None:
     """Any other length or layout byte is rejected."""

@@ -109,6 +109,27 @@ def test_a_bootstrap_that_took_passes() -> None:
     module._verify("/m.so", fake_functions(ALREADY_INITIALIZED), library)
 
 
+def test_a_refused_bootstrap_leaves_nothing_behind(softhsm: SoftHsm) -> None:
+    """Where the check refuses, the module is finalised again and not kept."""
+    script = """
+import sys, pathlib
+from ironwork_hsm import ConfigurationError
+from ironwork_hsm.pkcs11 import module
+
+def refuse(path, functions, library):
+    raise ConfigurationError("refused")
+
+verify, module._verify = module._verify, refuse
+try:
+    module.load_module(pathlib.Path(sys.argv[1]))
+except ConfigurationError as error:
+    print(error)
+module._verify = verify
+print(len(module.load_module(pathlib.Path(sys.argv[1])).library.get_slots()) > 0)
+"""
+    assert run(script, softhsm.module, env=dict(softhsm.env)).split() == ["refused", "True"]
+
+
 def test_another_python_pkcs11_is_refused() -> None:
     """The bootstrap is proven for one version of python-pkcs11; any other is refused by name."""
     check_library_version("0.10.1")

@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ironwork_hsm import ConfigurationError
@@ -64,12 +64,14 @@ def test_a_whole_uri() -> None:
     )
 
 
+@settings(deadline=None)  # a slow machine is no failure
 @given(URIS)
 def test_writing_and_reading_agree(uri: Pkcs11Uri) -> None:
     """What a URI is written as reads back as the same URI, whatever its labels hold."""
     assert parse_pkcs11_uri(uri.uri) == uri
 
 
+@settings(deadline=None)  # a slow machine is no failure
 @given(URIS)
 def test_name_is_canonical(uri: Pkcs11Uri) -> None:
     """A name depends on the path's meaning alone: not on order, encoding, case or query."""
@@ -84,6 +86,7 @@ def test_name_is_canonical(uri: Pkcs11Uri) -> None:
     assert "?" not in uri.name
 
 
+@settings(deadline=None)  # a slow machine is no failure
 @given(URIS, URIS)
 def test_names_of_different_keys_differ(first: Pkcs11Uri, second: Pkcs11Uri) -> None:
     """Two paths with one name mean the same key."""
@@ -103,6 +106,7 @@ def test_names_of_different_keys_differ(first: Pkcs11Uri, second: Pkcs11Uri) -> 
     assert (first.name == second.name) == (key(first) == key(second))
 
 
+@settings(deadline=None)  # a slow machine is no failure
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but ConfigurationError comes out of the parser."""
