@@ -74,7 +74,7 @@ class ServiceRecords:
         for summary in summaries:
             log.warning("peer.refused", extra={"reason": summary.reason, "count": summary.count})
             await self._write_or_log(
-                "peer.refused",
+                "auth.refused",
                 success=False,
                 reason=summary.reason,
                 count=summary.count,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import assert_never
 
 from ironwork_server.core.api_key import fingerprint, mask, parse_api_key, request_digest
 from ironwork_server.core.envelope import Binding
@@ -258,3 +259,5 @@ def _refusal(validation: Validation) -> IronworkError | None:
                 metadata={"detail": validation.detail},
                 retry_after_s=validation.retry_after_s or VALIDATION_RETRY_S,
             )
+        case _:
+            assert_never(validation.verdict)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -45,21 +46,9 @@ class KeyDeleter:
         # Nothing here is secret, and deleting must not need the HSM: a plain hash.
         digest = hashlib.sha256(f"{METHOD} {permit.workspace} {key_id}".encode()).digest()
 
-        def replay(current: StoredKey | None) -> Replay:
-            if wanted is None:
-                raise TypeError("only a request with an id is kept")
-            return Replay(
-                workspace=permit.workspace,
-                method=METHOD,
-                request_id=wanted,
-                digest=digest,
-                answer=encode_answer(mask_row(current, current=True) if current else None),
-                created_at=datetime.now(UTC),
-            )
-
         try:
             found, current = await self._store.delete(
-                permit.workspace, key_id, replay=None if wanted is None else replay
+                permit.workspace, key_id, replay=_keeper(permit.workspace, wanted, digest)
             )
         except AlreadyAnswered as first:
             return await self._repeat(permit, key_id, first.replay, digest, cancel_in_flight)
@@ -86,9 +75,30 @@ class KeyDeleter:
         return Deleted(decode_answer(kept.answer), cancelled)
 
     async def _take_effect(self, permit: Permit, key_id: str, cancel_in_flight: bool) -> int:
+        permit.note(cancel_in_flight=cancel_in_flight)
         await asyncio.sleep(self._freshness_s)
         if not cancel_in_flight:
             return 0
         cancelled = self._in_flight.end((permit.workspace, key_id), "KEY_DELETED")
-        permit.note(count=cancelled)
+        permit.note(cancelled_requests=cancelled)
         return cancelled
+
+
+def _keeper(
+    workspace: str, request_id: str | None, digest: bytes
+) -> Callable[[StoredKey | None], Replay] | None:
+    """Makes the answer to keep, inside the store's transaction; None where none is kept."""
+    if request_id is None:
+        return None
+
+    def keep(current: StoredKey | None) -> Replay:
+        return Replay(
+            workspace=workspace,
+            method=METHOD,
+            request_id=request_id,
+            digest=digest,
+            answer=encode_answer(mask_row(current, current=True) if current else None),
+            created_at=datetime.now(UTC),
+        )
+
+    return keep

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
+from ironwork_audit import fits
 from ironwork_server.access.limits import Limits
 from ironwork_server.core.errors import (
     IronworkError,
@@ -85,10 +86,16 @@ class Permit:
             raise permission_denied()
 
     def note(self, *, key_id: str | None = None, **details: str | int) -> None:
-        """Add to the outcome's record; names are ironwork_audit's allow list."""
+        """Add to the outcome's record; names are ironwork_audit's allow list. A value that does
+        not fit there (Anthropic sent something odd) is left out: the outcome must not be lost.
+        """
         if key_id is not None:
             self._key_id = key_id
-        self._details.update(details)
+        for name, value in details.items():
+            if fits(name, value):
+                self._details[name] = value
+            else:
+                log.warning("audit.detail_left_out", extra={"component": name})
 
     def event(
         self,

@@ -97,6 +97,7 @@ class Vault:
             permit,
             "hsm.wrap",
             key_id,
+            purpose=_purpose(key_id),
             backend=wrapper.name,
             master_key_version=wrapper.current_version,
             mechanism=wrapper.mechanism,
@@ -118,6 +119,7 @@ class Vault:
             permit,
             "hsm.unwrap",
             key_id,
+            purpose=_purpose(key_id),
             backend=wrapper.name,
             master_key_version=wrapped.key_version,
             mechanism=wrapped.mechanism,
@@ -163,6 +165,11 @@ def binding_of(row: StoredKey) -> Binding:
         sequence=row.sequence,
         created_at=row.created_at.astimezone(UTC),
     )
+
+
+def _purpose(key_id: str) -> str:
+    """What is wrapped: a key's data key, or the pepper, which belongs to no key."""
+    return "data-key" if key_id else "pepper"
 
 
 def _damaged() -> DataLoss:
