@@ -41,7 +41,7 @@ _REFUSALS = {
     (401, "authentication_error"): Validation(Verdict.INVALID, detail="AUTHENTICATION_ERROR"),
     (403, "permission_error"): Validation(Verdict.WITHOUT_PERMISSION, detail="PERMISSION_ERROR"),
 }
-_STATUS_DETAILS = {429: "RATE_LIMITED", 529: "OVERLOADED"}
+_STATUS_DETAILS = {402: "BILLING_ERROR", 429: "RATE_LIMITED", 529: "OVERLOADED"}
 _UNEXPECTED = Validation(Verdict.UNVERIFIABLE, detail="UNEXPECTED_ANSWER")
 _UNEXPECTED_REASONS = frozenset({"UPSTREAM_REDIRECT", "UPSTREAM_MALFORMED"})
 
@@ -51,7 +51,8 @@ class AnthropicKeyValidator:
     a key without permission for inference is found out.
 
     `detail` of the answer: ACCEPTED; AUTHENTICATION_ERROR; PERMISSION_ERROR; or, UNVERIFIABLE,
-    RATE_LIMITED, OVERLOADED, SERVER_ERROR, TIMEOUT, UNEXPECTED_ANSWER or a reason of HttpUpstream.
+    BILLING_ERROR, RATE_LIMITED, OVERLOADED, SERVER_ERROR, TIMEOUT, UNEXPECTED_ANSWER, or a reason
+    of HttpUpstream.
     """
 
     def __init__(self, upstream: HttpUpstream, *, deadline_s: float = 15.0) -> None:

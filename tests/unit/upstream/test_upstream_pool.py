@@ -242,3 +242,39 @@ async def test_closing_the_client_ends_everything(
     assert caught.value.reason == "UPSTREAM_CLOSED"
     assert keys.given == []
     assert upstream.connections == (0, 0)
+
+
+async def test_an_end_that_the_loop_has_not_noticed_yet_is_seen_before_reuse(
+    plain_server: RawServer, make_upstream: Callable[..., HttpUpstream]
+) -> None:
+    """The socket itself is asked before an idle connection is used, not the loop's last news."""
+    upstream = make_upstream(plain_server)
+    await exchange(plain_server, upstream, 0)
+    plain_server.connections[0].cut()  # a FIN is there at once; the loop has not turned since
+    assert upstream.connections == (0, 1)
+    await exchange(plain_server, upstream, 1)
+
+
+async def test_a_false_alarm_keeps_an_idle_connection(
+    server: RawServer, upstream: HttpUpstream
+) -> None:
+    """What TLS handles by itself, such as a session ticket, does not end an idle connection."""
+    await exchange(server, upstream, 0)
+    (channel,) = upstream._pool._idle
+    channel._wake()
+    assert upstream.connections == (0, 1)
+    await exchange(server, upstream, 0, 2)
+    assert len(server.connections) == 1
+
+
+async def test_a_connection_that_is_made_while_closing_is_not_used(
+    server: RawServer, upstream: HttpUpstream
+) -> None:
+    """Closing wins over a connection that is being made."""
+    task = asyncio.create_task(fetch(upstream))
+    await asyncio.sleep(0)
+    await upstream.close()
+    with pytest.raises(Unavailable) as caught:
+        await task
+    assert caught.value.reason == "UPSTREAM_CLOSED"
+    assert upstream.connections == (0, 0)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from ironwork_server.core.errors import Cancelled, InvalidRequest
+from ironwork_server.core.errors import Cancelled, InvalidRequest, UpstreamFailed
 from ironwork_server.upstream import HttpUpstream
 from ironwork_server.upstream.channel import Channel
 from unit.upstream.raw_server import RawServer
@@ -144,24 +144,59 @@ async def test_an_announced_body_above_the_bound_is_refused_at_once(
 
 
 @pytest.mark.parametrize("answered", [False, True])
-@pytest.mark.parametrize("error", [RuntimeError("the agent's stream broke"), OSError("likewise")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the agent's stream broke"), OSError("likewise"), TimeoutError()]
+)
 async def test_an_error_of_the_body_passes_unchanged(
     error: Exception, answered: bool, server: RawServer, upstream: HttpUpstream
 ) -> None:
     """What the body raises is what the caller gets, before or after the head; the rest is cut."""
     feed = Feed()
     feed.put(b"some")
-    answer = asyncio.create_task(fetch(upstream, post(1000), feed.body()))
+    entered = asyncio.Event()
+
+    async def use() -> None:
+        async with upstream.send(post(1000), feed.body(), Keys(), Progress()) as response:
+            entered.set()
+            async for _ in response.chunks():
+                pass
+
+    using = asyncio.create_task(use())
     connection = await server.connection()
     await connection.ends_with(b"some")
     if answered:
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await entered.wait()
     feed.put(error)
     with pytest.raises(type(error)) as caught:
-        await answer
+        await using
     assert caught.value is error
     await connection.disconnected.wait()
     assert upstream.connections == (0, 0)
+
+
+async def test_an_upload_to_a_lost_connection_stops_and_the_reader_says_why(
+    server: RawServer, upstream: HttpUpstream
+) -> None:
+    """A write that meets a lost connection is no error of its own: the answer's cut is."""
+    feed = Feed()
+    feed.put(b"some")
+    context = upstream.send(post(1000), feed.body(), Keys(), Progress())
+    entering = asyncio.create_task(context.__aenter__())
+    connection = await server.connection()
+    await connection.ends_with(b"some")
+    connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+    response = await entering
+    (channel,) = upstream._pool._used
+    connection.send_reset()
+    await channel.wait_closed()
+    feed.put(b"more")
+    for _ in range(5):  # turns of the loop in which the upload meets the loss
+        await asyncio.sleep(0)
+    with pytest.raises(UpstreamFailed) as caught:
+        await anext(response.chunks())
+    assert caught.value.reason == "UPSTREAM_CUT"
+    await context.__aexit__(None, None, None)
 
 
 async def test_a_body_that_is_cancelled_ends_the_call(
