@@ -141,6 +141,7 @@ def example(schema: Mapping[str, Any], digest: bytes, depth: int = 0) -> object:
     kind = schema.get("type")
     if isinstance(kind, list):
         kind = kind[0] if kind else None
+    kind = kind if isinstance(kind, str) else None
     if kind == "object" or (kind is None and "properties" in schema):
         return dict(_properties(schema, digest, depth))
     if kind == "array":

@@ -34,6 +34,9 @@ WRITABLE_HEADERS = frozenset(
         "user-agent",
     }
 )
+# Methods and names of headers are a client's choice, too: no key is as short as these.
+_METHODS = frozenset({"", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"})
+_MAX_NAME = 40
 
 
 class NotDisconnected(AssertionError):
@@ -101,9 +104,9 @@ class RequestRecord:
             "body_at": self.body_at,
             "finished_at": self.finished_at,
             "disconnected_at": self.disconnected_at,
-            "method": self.method,
+            "method": self.method if self.method in _METHODS else "(other)",
             "route": self.route,
-            "header_names": [name for name, _ in self.headers],
+            "header_names": [n if len(n) <= _MAX_NAME else "(long)" for n, _ in self.headers],
             "headers": [[n, v] for n, v in self.headers if n.lower() in WRITABLE_HEADERS],
             "credential_header": self.credential_header,
             "key_last4": None if self.key is None else self.key[-4:],

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+_MAX_NUMBER = 1_000_000_000
 
 
 class Invalid(ValueError):
@@ -59,9 +60,9 @@ def _fits(hint: Any, origin: Any, arguments: tuple[Any, ...], value: object) -> 
     if origin is Mapping:
         return isinstance(value, Mapping)
     if hint in {int, float}:
-        # A negative count, size, time or status means nothing in any of these classes.
+        # A negative or endless count, size, time or status means nothing in these classes.
         number = isinstance(value, (int, hint)) and not isinstance(value, bool)
-        return number and typing.cast("float", value) >= 0
+        return number and 0 <= typing.cast("float", value) <= _MAX_NUMBER
     return isinstance(value, hint)
 
 

@@ -133,7 +133,7 @@ def _messages(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     if not messages:
         raise ApiError(400, "messages: at least one message is required")
     for number, message in enumerate(messages):
-        if message.get("role") not in {"user", "assistant", "system"}:
+        if message.get("role") not in ("user", "assistant", "system"):
             raise ApiError(400, f"messages.{number}.role: Input should be 'user' or 'assistant'")
         content = message.get("content")
         if content is None:
@@ -168,7 +168,7 @@ def _thinking(
     config = document.get("thinking")
     if config is None:
         return None, False
-    kind = config.get("type") if isinstance(config, dict) else None
+    kind = _kind(config)
     if kind not in {"enabled", "adaptive", "disabled", "between_tools"}:
         raise ApiError(400, "thinking.type: Input should be 'enabled', 'adaptive' or 'disabled'")
     if kind == "enabled":
@@ -183,16 +183,22 @@ def _thinking(
     return (kind if thinks else None), thinks and config.get("display") != "omitted"
 
 
+def _kind(value: object) -> str | None:
+    """The `type` of an object; None for anything else."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def _tool_choice(
     document: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     choice = document.get("tool_choice", {"type": "auto"})
-    kind = choice.get("type") if isinstance(choice, dict) else None
+    kind = _kind(choice)
     if kind not in {"auto", "any", "tool", "none"}:
         raise ApiError(400, "tool_choice.type: Input should be 'auto', 'any', 'tool' or 'none'")
     if kind == "any" and not tools:
         raise ApiError(400, "tool_choice: tool_choice may only be specified while providing tools")
-    if kind == "tool" and choice.get("name") not in {tool.get("name") for tool in tools}:
+    if kind == "tool" and choice.get("name") not in [tool.get("name") for tool in tools]:
         raise ApiError(400, "tool_choice.name: no tool of this name was provided")
     return dict(choice)
 
