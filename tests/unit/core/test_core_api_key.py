@@ -163,6 +163,16 @@ def test_a_fingerprint_is_hmac_sha256() -> None:
 parts = st.lists(st.binary(max_size=12), max_size=4)
 
 
+@given(st.binary(min_size=1, max_size=12), st.integers(0, 12), st.integers(0, 12))
+def test_a_request_digest_keeps_parts_apart(joined: bytes, first: int, second: int) -> None:
+    """The same bytes, divided elsewhere, are another request."""
+    first, second = first % (len(joined) + 1), second % (len(joined) + 1)
+    digests = [
+        api_key.request_digest(PEPPER, joined[:place], joined[place:]) for place in (first, second)
+    ]
+    assert (digests[0] == digests[1]) == (first == second)
+
+
 @given(parts, parts)
 def test_a_request_digest_tells_requests_apart(first: list[bytes], second: list[bytes]) -> None:
     """Two requests have one digest only where all their parts are equal."""
