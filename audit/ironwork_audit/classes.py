@@ -69,6 +69,7 @@ BY_AREA: Final[Mapping[str, Kind]] = {
     "identity": Kind(ENTITY_MANAGEMENT, _UPDATE, SERVER, ("identity mapping", _POLICY_ENTITY)),
     "certificate": Kind(ENTITY_MANAGEMENT, _UPDATE, SERVER, ("certificate", _OTHER_ENTITY)),
     "trust": Kind(ENTITY_MANAGEMENT, _UPDATE, SERVER, ("trust roots", _OTHER_ENTITY)),
+    "organization": _rpc(_UPDATE),
     "hsm": _rpc(_OTHER, "ironwork-hsm"),
     "anthropic": _rpc(_OTHER, "api.anthropic.com"),
     "journal": _rpc(_OTHER, "ironwork-journal"),

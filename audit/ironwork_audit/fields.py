@@ -14,6 +14,7 @@ Value = str | int
 # No control characters, no line or paragraph separators, no lone surrogates (not encodable).
 _TEXT: Final = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*"
 _VISIBLE: Final = r"[\x21-\x7e]*"
+_PLAIN: Final = r"[\x21\x23-\x5b\x5d-\x7e]*"  # visible, and no character that JSON escapes
 _ASCII: Final = r"[\x20-\x7e]*"
 _WORD: Final = r"[A-Za-z][A-Za-z0-9_.-]*"
 _UPPER_SNAKE: Final = r"[A-Z0-9_]*"
@@ -118,8 +119,8 @@ DETAILS: Final[Mapping[str, Rule]] = {
     # The key. Never more of it than its mask.
     "key_mask": _text(_MASK, 64),
     "display_name": _text(_TEXT, 64),
-    "organization_id": _text(_VISIBLE, 128),
-    "previous_organizations": _text(_VISIBLE, 1024),
+    "organization_id": _text(_PLAIN, 128),
+    "previous_organizations": _text(_PLAIN, 4096),  # joined by commas: 100 of Anthropic's UUIDs
     "state": _text(_UPPER_SNAKE, 32),
     "verdict": _text(_UPPER_SNAKE, 32),
     "verdict_detail": _text(_UPPER_SNAKE, 64),

@@ -67,6 +67,7 @@ def opened(folder: Path, disk: Disk, listener: Listener, probe_s: float = 0.01) 
         on_failure=listener.failures.append,
         on_recovery=listener.recovered.set,
         probe_s=probe_s,
+        deadline_s=60,
     )
 
 
@@ -138,6 +139,7 @@ async def test_after_a_failed_sync_the_file_is_not_touched_again(
     await refused(journal)
     disk.faults.clear()
     calls = disk.calls.copy()
+    assert journal._writer._pause() is None  # nothing is going to be tried again
     for _ in range(3):
         await refused(journal)
     await journal.close()
@@ -179,7 +181,7 @@ async def test_all_that_waits_fails_together(folder: Path, disk: Disk) -> None:
     journal = opened(folder, disk, Listener())
     disk.hold.clear()
     first = asyncio.create_task(journal.append(made(0)))
-    assert await asyncio.to_thread(disk.holding.wait, 10)
+    assert await asyncio.to_thread(disk.holding.wait, 60)
     rest = [asyncio.create_task(journal.append(made(number))) for number in range(1, 90)]
     await until(lambda: journal._writer._pending == 90)
     disk.faults["fdatasync"] = BROKEN
@@ -206,7 +208,7 @@ async def test_a_full_disk_is_tried_again(folder: Path, disk: Disk) -> None:
     assert not journal.healthy
     assert listener.failures == [journal.problem]
     disk.faults.clear()
-    assert await asyncio.to_thread(listener.recovered.wait, 10)
+    assert await asyncio.to_thread(listener.recovered.wait, 60)
     assert journal.healthy
     assert (await journal.append(made(1)))[0].index == 2
     await journal.close()

@@ -47,7 +47,9 @@ def disk() -> Disk:
 
 @pytest.fixture
 async def journal(folder: Path, disk: Disk) -> AsyncIterator[FileJournal]:
-    journal = FileJournal.open(folder, ORIGIN, file_system=disk, clock=lambda: NOW, max_pending=100)
+    journal = FileJournal.open(
+        folder, ORIGIN, file_system=disk, clock=lambda: NOW, max_pending=100, deadline_s=60
+    )
     yield journal
     disk.hold.set()
     await journal.close()
@@ -55,7 +57,7 @@ async def journal(folder: Path, disk: Disk) -> AsyncIterator[FileJournal]:
 
 async def held(disk: Disk) -> None:
     """Until the writer waits inside fdatasync."""
-    assert await asyncio.to_thread(disk.holding.wait, 10)
+    assert await asyncio.to_thread(disk.holding.wait, 60)
 
 
 async def queued(journal: FileJournal, count: int) -> None:
@@ -203,7 +205,7 @@ async def test_a_disk_that_hangs_is_given_up_on_in_time(tmp_path: Path, disk: Di
         await journal.append(made(1))
     await journal.close()  # does not wait for ever either
     disk.hold.set()
-    await asyncio.to_thread(journal._writer._thread.join, 10)
+    await asyncio.to_thread(journal._writer._thread.join, 60)
     await journal.close()
     assert [entry.event.correlation_id for entry in entries(folder)] == ["c-0"]
 
