@@ -114,7 +114,7 @@ def _parse(pem: bytes) -> x509.Certificate:
         raise _refused("CERTIFICATE_TOO_LARGE", "The certificate is too large.")
     try:
         certificates = x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         certificates = []
     if len(certificates) != 1:
         raise _refused("CERTIFICATE_MALFORMED", "What was given is not one certificate in PEM.")

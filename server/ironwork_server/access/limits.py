@@ -8,7 +8,7 @@ await, so no lock is needed.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 
 from ironwork_server.access.errors import AccessConfigurationError
@@ -76,23 +76,17 @@ class Limits:
         self.settings = settings
         self._counts: Counter[tuple[str, str]] = Counter()
 
-    @contextmanager
-    def stream(self, principal: Principal) -> Iterator[None]:
+    def stream(self, principal: Principal) -> AbstractContextManager[None]:
         """One open WithKey stream; counted for the principal's own workspace."""
-        with self._held(_STREAMS, principal, principal.workspace):
-            yield
+        return self._held(_STREAMS, principal, principal.workspace)
 
-    @contextmanager
-    def request(self, principal: Principal, workspace: str | None) -> Iterator[None]:
+    def request(self, principal: Principal, workspace: str | None) -> AbstractContextManager[None]:
         """One Claude request in flight, on this workspace."""
-        with self._held(_REQUESTS, principal, workspace):
-            yield
+        return self._held(_REQUESTS, principal, workspace)
 
-    @contextmanager
-    def unary(self, principal: Principal, workspace: str | None) -> Iterator[None]:
+    def unary(self, principal: Principal, workspace: str | None) -> AbstractContextManager[None]:
         """One unary RPC in flight, on this workspace (None: the audit log)."""
-        with self._held(_UNARY, principal, workspace):
-            yield
+        return self._held(_UNARY, principal, workspace)
 
     def open_counts(self) -> dict[str, int]:
         """How many of each kind are open, over all principals; for metrics."""

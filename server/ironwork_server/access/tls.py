@@ -126,7 +126,7 @@ def _read(path: Path, what: str, *, private: bool = False) -> bytes:
 def _certificates(pem: bytes, path: Path, what: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise AccessConfigurationError(
             f"{what} {path}", "is not a list of certificates in PEM"
         ) from None

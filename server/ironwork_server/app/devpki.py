@@ -214,9 +214,13 @@ def is_dev_ca(pem: bytes) -> bool:
 
     Raises ValueError where pem holds no certificates.
     """
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except x509.InvalidVersion:
+        raise ValueError("a certificate has an unknown version") from None
     return any(
         _is_dev_name(name)
-        for certificate in x509.load_pem_x509_certificates(pem)
+        for certificate in certificates
         for name in (certificate.subject, certificate.issuer)
     )
 

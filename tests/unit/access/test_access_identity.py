@@ -1,5 +1,6 @@
 """Certificates become principals, or are refused with a reason."""
 
+import base64
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -8,6 +9,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from fixtures.pki import agent_id, auditor_id, key_admin_id
 from ironwork_server.access import identity
@@ -107,11 +110,11 @@ def test_honest_names_beside_the_uri_are_allowed(mapper: IdentityMapper, dev_ca:
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("options", "reason"),
     [
         ({"ca": True}, "CERTIFICATE_IS_CA"),
         ({"omit_usage": True}, "CERTIFICATE_KEY_USAGE"),
-        ({"usage": key_usage(crl_sign=True)}, "CERTIFICATE_KEY_USAGE"),
+        ({"usage": key_usage()}, "CERTIFICATE_KEY_USAGE"),
         (
             {"usage": key_usage(digital_signature=True, key_cert_sign=True)},
             "CERTIFICATE_KEY_USAGE",
@@ -124,16 +127,16 @@ def test_honest_names_beside_the_uri_are_allowed(mapper: IdentityMapper, dev_ca:
     ],
 )
 def test_a_certificate_outside_the_svid_profile_is_refused(
-    mapper: IdentityMapper, dev_ca: DevCa, settings: dict[str, object], reason: str
+    mapper: IdentityMapper, dev_ca: DevCa, options: dict[str, object], reason: str
 ) -> None:
     """A leaf signs handshakes, and neither certificates nor CRLs (X509-SVID 4)."""
     issue: Callable[..., object] = dev_ca.issue
-    issued = issue([uri(agent_id())], **settings)
+    issued = issue([uri(agent_id())], **options)
     assert refusal(mapper, issued.certificate_pem).reason == reason  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "options",
     [
         {"ca": None},
         {"extended_usage": ()},
@@ -141,11 +144,11 @@ def test_a_certificate_outside_the_svid_profile_is_refused(
     ],
 )
 def test_extensions_that_the_profile_leaves_open_may_be_missing(
-    mapper: IdentityMapper, dev_ca: DevCa, settings: dict[str, object]
+    mapper: IdentityMapper, dev_ca: DevCa, options: dict[str, object]
 ) -> None:
     """basicConstraints and extended key usage are optional in a leaf."""
     issue: Callable[..., object] = dev_ca.issue
-    issued = issue([uri(agent_id())], **settings)
+    issued = issue([uri(agent_id())], **options)
     assert mapper.identify(issued.certificate_pem).role == "agent"  # type: ignore[attr-defined]
 
 
@@ -184,6 +187,34 @@ def test_a_subject_alternative_name_given_twice_is_refused(
     der = x509.load_pem_x509_certificate(issued.certificate_pem).public_bytes(Encoding.DER)
     forged = x509.load_der_x509_certificate(der.replace(b"\x55\x1d\x63", b"\x55\x1d\x11"))
     assert refusal(mapper, forged.public_bytes(Encoding.PEM)).reason == "CERTIFICATE_MALFORMED"
+
+
+@pytest.fixture(name="der", scope="session")
+def make_der(dev_ca: DevCa) -> bytes:
+    names = [uri(agent_id()), x509.DNSName("a.example"), x509.DirectoryName(x509.Name([]))]
+    pem = dev_ca.issue(names).certificate_pem
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+# A serial number of zero or below is a warning of cryptography's, not an error.
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+@settings(max_examples=400)
+@example([(12, 0x7F)])  # a version that does not exist
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=3))
+def test_a_damaged_certificate_is_refused_or_maps_into_our_own_trust_domain(
+    der: bytes, damage: list[tuple[int, int]]
+) -> None:
+    """Whatever the bytes, no exception but a refusal leaves identify()."""
+    damaged = bytearray(der)
+    for position, value in damage:
+        damaged[position] = value
+    body = base64.encodebytes(bytes(damaged))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n"
+    try:
+        principal = IdentityMapper(DEV_TRUST_DOMAIN, DEFAULT_RULES).identify(pem)
+    except Unauthenticated:
+        return
+    assert principal.spiffe_id.startswith(f"spiffe://{DEV_TRUST_DOMAIN}/")
 
 
 class Clock:

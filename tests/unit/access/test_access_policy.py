@@ -80,12 +80,15 @@ def test_a_principal_without_workspace_has_no_own_workspace(roles: Policy, actio
         assert not roles.permits(unbound, action, "acme")
 
 
-def test_what_has_no_workspace_is_the_log_whatever_policies_say(tmp_path: Path) -> None:
+def test_what_has_no_workspace_is_the_log_whatever_policies_say(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Key actions always name a workspace, also under a policy that permits everything."""
     policy = CedarPolicy.load(write(tmp_path / "p", all=PERMIT_ALL))
     assert policy.permits(AGENT, Action.READ_AUDIT, None)
     assert policy.permits(AGENT, Action.ADD_KEY, "globex")
     assert not policy.permits(AGENT, Action.ADD_KEY, None)
+    assert not caplog.records
 
 
 def test_a_forbid_overrides_every_permit(tmp_path: Path) -> None:
@@ -163,6 +166,16 @@ def test_the_memory_of_decisions_is_bounded(
         principal = Principal(agent_id("acme", f"a{number}"), "agent", "acme", EXPIRES)
         assert policy.permits(principal, Action.WITH_KEY, "acme")
     assert len(policy._decisions) == 3
+
+
+def test_a_decision_is_remembered_for_exactly_who_asked(roles: CedarPolicy) -> None:
+    """The same SPIFFE ID under another role or workspace is another question."""
+    assert roles.permits(AGENT, Action.WITH_KEY, "acme")
+    for role, workspace in (("auditor", "acme"), ("agent", "globex"), ("agent", None)):
+        other = Principal(AGENT.spiffe_id, role, workspace, EXPIRES)
+        assert not roles.permits(other, Action.WITH_KEY, "acme")
+    assert not roles.permits(AGENT, Action.WITH_KEY, "globex")
+    assert not roles.permits(AGENT, Action.ADD_KEY, "acme")
 
 
 def test_a_renewed_certificate_asks_the_same_question(roles: CedarPolicy) -> None:

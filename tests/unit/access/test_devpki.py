@@ -1,5 +1,6 @@
 """The throw-away CA: marked, complete, and careful with its files."""
 
+import ssl
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,6 +52,10 @@ def test_a_dev_ca_and_what_it_issued_are_recognised(dev_ca: DevCa) -> None:
     assert not is_dev_ca(stranger())
     with pytest.raises(ValueError, match="PEM"):
         is_dev_ca(b"no certificate")
+    der = bytearray(ssl.PEM_cert_to_DER_cert(dev_ca.certificate_pem.decode()))
+    der[12] = 0x7F
+    with pytest.raises(ValueError, match="unknown version"):
+        is_dev_ca(ssl.DER_cert_to_PEM_cert(bytes(der)).encode())
 
 
 def test_what_is_issued_is_signed_by_the_ca(dev_ca: DevCa) -> None:
