@@ -59,7 +59,6 @@ class ServiceRecords:
 
     async def reload_failed(self, component: str) -> None:
         """Files changed into something unusable; the old ones stay in force."""
-        log.error("reload.failed", extra={"component": component})
         operation = "policy.reload" if component == "policy" else "certificate.reload"
         await self._write_or_log(operation, success=False, reason="RELOAD_FAILED")
 

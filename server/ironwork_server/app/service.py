@@ -57,6 +57,7 @@ MAX_MESSAGE_BYTES = 11 * 1024 * 1024
 # A peer that has gone silent is noticed within the sum.
 KEEPALIVE_S = 20
 KEEPALIVE_TIMEOUT_S = 10
+MAX_CONNECTION_AGE_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,8 @@ async def _listen(
             ("grpc.max_concurrent_streams", settings.limits.streams_per_connection),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_metadata_size", 16 * 1024),
+            # Connections keep the trust roots they were made with; streams on them may finish.
+            ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

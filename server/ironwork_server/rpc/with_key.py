@@ -66,7 +66,8 @@ class StreamSettings:
     # age_grace_s more.
     age_s: float = 3600.0
     age_grace_s: float = 900.0
-    # How long before its certificate's end a client is asked to reconnect.
+    # How long before its certificate's end a client is asked to reconnect, at most; a short-lived
+    # certificate gets a fifth of what is left of it.
     expiry_notice_s: float = 60.0
     # How long an idle stream that was asked to close still answers a call on its way.
     linger_s: float = 1.0
@@ -290,7 +291,9 @@ class WithKeyStream:
         """Asks the client to reconnect, then closes the stream when it is idle or time is up."""
         drain = self._parts.drain
         settings = self._settings
-        notice_at = caller.principal.expires_at - timedelta(seconds=settings.expiry_notice_s)
+        left = (caller.principal.expires_at - datetime.now(UTC)).total_seconds()
+        notice = timedelta(seconds=min(settings.expiry_notice_s, left / 5))
+        notice_at = caller.principal.expires_at - notice
         first = min(age_at, notice_at)
         try:
             async with asyncio.timeout((first - datetime.now(UTC)).total_seconds()):

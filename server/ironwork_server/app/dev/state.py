@@ -24,6 +24,7 @@ from ironwork_hsm.pkcs11.softhsm import (
 )
 from ironwork_server import store
 from ironwork_server.access.policy import write_default_policies
+from ironwork_server.access.rules import DEFAULT_RULES
 from ironwork_server.app.devpki import DEV_TRUST_DOMAIN, DevCa, write_client_profile
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError
@@ -32,14 +33,9 @@ MARK = "DEV"
 # `serve` refuses tokens whose label begins like this.
 TOKEN_LABEL = "ironwork-dev"  # noqa: S105  a label, no password
 WORKSPACE = "acme"
-RULES = (
-    ("/workspace/{workspace}/admin/{name}", "key-admin"),
-    ("/workspace/{workspace}/agent/{name}", "agent"),
-    ("/auditor/{name}", "auditor"),
-)
 # Profile name, SPIFFE path, workspace that the profile asks for.
 PROFILES = (
-    ("admin", f"/workspace/{WORKSPACE}/admin/alice", WORKSPACE),
+    ("admin", f"/workspace/{WORKSPACE}/key-admin/alice", WORKSPACE),
     ("agent", f"/workspace/{WORKSPACE}/agent/coder", WORKSPACE),
     ("auditor", "/auditor/olivia", None),
     # Another company's: for seeing that it is refused.
@@ -100,7 +96,7 @@ def settings_of(state: DevState, *, listen: str, log_level: str) -> Settings:
             },
             "identity": {
                 "trust_domain": DEV_TRUST_DOMAIN,
-                "rules": [{"path": path, "role": role} for path, role in RULES],
+                "rules": [{"path": rule.path, "role": rule.role} for rule in DEFAULT_RULES],
             },
             "policy": {"folder": state.folder / "policy"},
             "master_key": {"uris": [state.token.uri]},
