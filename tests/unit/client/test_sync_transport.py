@@ -238,6 +238,26 @@ def test_a_call_that_crossed_a_go_away_is_sent_again_once(
     assert len(scripted_server.streams) == 2
 
 
+def test_a_stream_that_ends_well_after_go_away_has_taken_nothing(
+    client: httpx2.Client, scripted_server: Server
+) -> None:
+    """A call that a server reads gets a ResponseEnd: without one, the request goes elsewhere."""
+
+    def script(stream: scripted.Stream) -> Iterator[keys_pb2.WithKeyResponse]:
+        stream.start()
+        yield started()
+        yield from answered(stream.call(), b"%d" % stream.number)
+        if stream.number == 0:
+            stream.call()
+            yield go_away()
+        else:
+            stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    assert client.post(URL, content=b"q").content == b"0"
+    assert client.post(URL, content=b"q").content == b"1"
+
+
 def test_a_body_that_is_gone_is_not_sent_again(
     client: httpx2.Client, scripted_server: Server
 ) -> None:
@@ -315,18 +335,14 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("code", "retry_s", "http", "kind", "again", "after"), REFUSALS)
+@pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_is_an_answer_in_anthropics_shape(
     client: httpx2.Client,
     scripted_server: Server,
-    code: grpc.StatusCode,
-    retry_s: int | None,
-    http: int,
-    kind: str,
-    again: str | None,
-    after: str | None,
+    case: tuple[grpc.StatusCode, int | None, int, str, str | None, str | None],
 ) -> None:
     """Status, error type and retry headers follow from the code; the stream stays usable."""
+    code, retry_s, http, kind, again, after = case
 
     def reply(call: scripted.Call) -> Iterator[keys_pb2.WithKeyResponse]:
         error = status(code, "SOME_REASON", retry_s=retry_s, message="Not now.")

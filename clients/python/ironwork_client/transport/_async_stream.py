@@ -70,6 +70,8 @@ class AsyncStream:
         self._timeouts = Timeouts()
         self._stop = False
         self._touched = False
+        self._ending = False
+        self._body_error: Exception | None = None
         self._writing_since: float | None = None
         self._uploaded_at = 0.0
 
@@ -98,7 +100,7 @@ class AsyncStream:
         head.CopyFrom(outgoing.head)
         head.call = self.talk.begin()
         self._timeouts = outgoing.timeouts
-        self._stop = self._touched = False
+        self._stop = self._touched = self._ending = False
         self._upload = self._task(self._send(head, outgoing.body, self._upload))
 
     async def event(self) -> Event:
@@ -122,16 +124,14 @@ class AsyncStream:
         upload = self._upload
         if upload is None or self.talk.in_call:
             return False
-        if not upload.done():
-            await asyncio.wait((upload,), timeout=SETTLE_S)
-        sent_all = upload.done() and not upload.cancelled() and upload.exception() is None
-        return sent_all and self.usable
+        return await self._sent(upload) and self.usable
 
     async def abandon(self) -> bool:
         """End a call whose answer nobody reads; whether the stream can be used again."""
         if self.talk.in_call:
-            if self._upload is None or not self._upload.done():
-                return False  # during an upload, cancelling means cancelling the RPC
+            # During an upload, cancelling means cancelling the RPC.
+            if self._upload is None or not self._ending or not await self._sent(self._upload):
+                return False
             cancel = Message(cancel=keys_pb2.Cancel(call=self.talk.call))
             self._upload = self._task(self._write(cancel))
             if not await self._drain(time.monotonic() + SETTLE_S):
@@ -219,8 +219,18 @@ class AsyncStream:
         since = max(waiting_since, self._uploaded_at)
         return (None if read is None else since + read), FaultKind.READ_TIMEOUT
 
+    async def _sent(self, upload: "asyncio.Task[None]") -> bool:
+        """Whether the whole upload has left, or does so within a bounded time."""
+        if not upload.done():
+            await asyncio.wait((upload,), timeout=SETTLE_S)
+        return upload.done() and not upload.cancelled() and upload.exception() is None
+
     def _broken(self, error: IronworkError | None) -> Exception:
         self.lease.proven = False
+        if self._body_error is not None:
+            return self._body_error  # which is why the RPC was cancelled
+        if error is None and self.talk.leaving and not self.talk.has_head:
+            return _outcome.left_unread()
         if not self._touched:
             return NotSent(_outcome.opening_broken(error), body_untouched=True)
         return _outcome.call_broken(error, has_head=self.talk.has_head)
@@ -245,10 +255,13 @@ class AsyncStream:
             return
         try:
             going = await self._send_body(body)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._body_error = error
             self._call.cancel()
             raise
         if going:
+            self._ending = True
             await self._write(Message(end=keys_pb2.RequestEnd()))
         self._uploaded_at = time.monotonic()
 

@@ -109,6 +109,14 @@ def opening_broken(error: IronworkError | None) -> Fault | Refused:
     return Fault(FaultKind.CONNECT, error.message)
 
 
+def left_unread() -> NotSent:
+    """The stream ended well after GoAway, without a ResponseEnd: every call that the server reads
+    gets one, so it has not read this one.
+    """
+    fault = Fault(FaultKind.CONNECT, "The server closed the stream before it took the request.")
+    return NotSent(fault, body_untouched=False)
+
+
 def call_broken(error: IronworkError | None, *, has_head: bool) -> Fault | Refused:
     """The stream ended in the middle of a call; what reached Anthropic is not known."""
     if has_head:

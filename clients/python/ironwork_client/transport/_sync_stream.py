@@ -57,6 +57,7 @@ class Upload:
         self._head = head
         self._body = body
         self.begun = False
+        self.ending = False
         self.stop = False
         self.writing_since: float | None = None
         self.finished_at: float | None = None
@@ -76,6 +77,7 @@ class Upload:
             if piece is None:
                 break
             yield from self._written(Message(body=keys_pb2.RequestBody(data=piece)))
+        self.ending = True
         yield from self._written(Message(end=keys_pb2.RequestEnd()))
         self.finished_at = time.monotonic()
 
@@ -201,18 +203,14 @@ class SyncStream:
         upload = self._upload
         if upload is None or self.talk.in_call:
             return False
-        if not self._mail.wait_for(
-            lambda: upload.finished_at is not None or upload.error is not None, SETTLE_S
-        ):
-            return False
-        self._upload = None
-        return upload.error is None and self.usable
+        return self._sent(upload) and self.usable
 
     def abandon(self) -> bool:
         """End a call whose answer nobody reads; whether the stream can be used again."""
         if self.talk.in_call:
-            if self._upload is None or self._upload.finished_at is None:
-                return False  # during an upload, cancelling means cancelling the RPC
+            # During an upload, cancelling means cancelling the RPC.
+            if self._upload is None or not self._upload.ending or not self._sent(self._upload):
+                return False
             self._outbox.put(Message(cancel=keys_pb2.Cancel(call=self.talk.call)))
             if not self._drain(time.monotonic() + SETTLE_S):
                 return False
@@ -258,8 +256,20 @@ class SyncStream:
             return False
         return True
 
-    def _broken(self, error: IronworkError | None) -> Exception:
+    def _sent(self, upload: Upload) -> bool:
+        """Whether the whole upload has left, or does so within a bounded time."""
+        over = self._mail.wait_for(
+            lambda: upload.finished_at is not None or upload.error is not None, SETTLE_S
+        )
+        return over and upload.error is None
+
+    def _broken(self, error: IronworkError | None) -> BaseException:
         self.lease.proven = False
-        if self._upload is not None and not self._upload.begun:
+        upload = self._upload
+        if upload is not None and upload.error is not None:
+            return upload.error  # which is why the RPC was cancelled
+        if error is None and self.talk.leaving and not self.talk.has_head:
+            return _outcome.left_unread()
+        if upload is not None and not upload.begun:
             return NotSent(_outcome.opening_broken(error), body_untouched=True)
         return _outcome.call_broken(error, has_head=self.talk.has_head)
