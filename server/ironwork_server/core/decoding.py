@@ -49,9 +49,6 @@ class BoundedDecoder:
         yield from self._inflate(self._inflater, chunk)
 
     def _inflate(self, inflater: "zlib._Decompress", chunk: bytes) -> Iterator[bytes]:
-        if inflater.eof and chunk:
-            # A second gzip member: legal, sent by nobody, and not worth the state.
-            raise UndecodableError
         is_full = True
         while chunk or is_full:
             try:
@@ -59,6 +56,7 @@ class BoundedDecoder:
             except zlib.error:
                 raise UndecodableError from None
             self._left -= len(piece)
+            # Unused data may be a second gzip member: legal, sent by nobody, not worth the state.
             if self._left < 0 or inflater.unused_data:
                 raise UndecodableError
             if piece:

@@ -99,3 +99,16 @@ def test_a_type_too_long_to_be_wanted() -> None:
     """An event whose type turns out too long to hold is none that is wanted."""
     body = b"event: start\nevent: " + b"x" * 100 + b"\ndata: 1\n\nevent: delta\ndata: 2\n\n"
     assert read([body], max_event=50) == [(b"delta", b"2")]
+
+
+def test_a_long_line_stays_one_line() -> None:
+    """A piece that begins in the middle of a long line does not begin a line."""
+    line, body = b"data: " + b"x" * 100, b"event: start\ndata: 1\n\n"
+    assert read([line, body]) == []
+    assert read([line, line, b"\n", body]) == [(b"start", b"1")]
+
+
+def test_only_wanted_types_cost_lines() -> None:
+    """Types that merely begin like a wanted one do not use up the bound on lines."""
+    body = b"event: starts\ndata: 1\n\n" * 1000 + b"event: start\ndata: 2\n\n"
+    assert read([body]) == [(b"start", b"2")]

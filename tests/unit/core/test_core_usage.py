@@ -373,6 +373,15 @@ def test_many_small_lines_of_one_event_are_bounded() -> None:
     assert meter([large + STREAM], EVENTS) is None
 
 
+@pytest.mark.parametrize("after", [1, 2, 3, 40, 258])
+def test_nothing_stays_in_the_decoder(after: int) -> None:
+    """Output that a full piece leaves behind, with no input left to show for it, is read too."""
+    end = event("message_delta", usage={"input_tokens": 5})[:-1]
+    for pad in range(65_536 - len(end) - 5, 65_536 - len(end) + 5):
+        body = b":" * (pad - 1) + b"\n" + end + b"\n" * after
+        assert meter([deflate_bare(body)], EVENTS, b"deflate") == Usage(input_tokens=5)
+
+
 @pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
 def test_a_bomb_is_given_up(monkeypatch: pytest.MonkeyPatch, coding: bytes) -> None:
     """What grows beyond the bound is no longer decoded: there is no usage, and no harm."""
