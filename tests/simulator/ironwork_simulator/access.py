@@ -45,6 +45,8 @@ def admit(record: RequestRecord, keys: KeyTable, *, inference: bool) -> KnownKey
 
 
 def _check_state(state: KeyState, *, inference: bool) -> None:
+    if state is KeyState.VALID:
+        return
     always: Mapping[KeyState, ApiError] = {
         KeyState.REVOKED: ApiError(401),
         KeyState.ORGANIZATION_DISABLED: ApiError(400, _DISABLED),

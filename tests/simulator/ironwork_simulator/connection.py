@@ -62,13 +62,15 @@ class Exchange:
 
     def end(self, after: After) -> None:
         """The answer is complete, or as complete as it was meant to become."""
-        self.answered = True
-        self.connection.ended(self, after)
+        if not self.answered:
+            self.answered = True
+            self.connection.ended(self, after)
 
     def reset(self) -> None:
         """Break off with a TCP RST."""
-        self.answered = True
-        self.connection.broken_off(self)
+        if not self.answered:
+            self.answered = True
+            self.connection.broken_off(self)
 
 
 class Application(Protocol):

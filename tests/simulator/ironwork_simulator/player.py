@@ -13,6 +13,8 @@ from ironwork_simulator.reply import Reply
 from ironwork_simulator.sse import event
 
 _MAX_THINKING_PACES = 50
+# A long answer at pace 0 must not keep the loop from everyone else.
+_PARTS_A_TURN = 32
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -142,6 +144,8 @@ class _Player:
                 await asyncio.sleep(self._pace_s)
             yield part
             count += 1
+            if count % _PARTS_A_TURN == 0:
+                await asyncio.sleep(0)
         if behaviour.hold_at == "body" and behaviour.hold_after >= count:
             await self._hold()
 

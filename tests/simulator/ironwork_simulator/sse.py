@@ -11,10 +11,12 @@ from ironwork_simulator.request import MessagesRequest
 _PIECE = 16
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def dump(document: object) -> bytes:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(
-        "utf-8", "replace"
-    )
+    """Compact JSON in UTF-8, as Anthropic writes it."""
+    return _encode(document).encode("utf-8", "replace")
 
 
 def event(name: str, document: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,7 @@
 import json
 import re
 import ssl
+import threading
 import uuid
 
 import pytest
@@ -338,6 +339,55 @@ def test_connection_close_is_honoured(plain_simulator: Simulator) -> None:
         assert connection.response().value("connection") == "close"
         assert connection.rest() == b""
         assert not connection.reset
+
+
+def test_what_is_sent_far_ahead_waits_its_turn(plain_simulator: Simulator) -> None:
+    """A client that sends many requests before it reads gets all answers, in order."""
+    hold = plain_simulator.hold()
+    plain_simulator.script(None, Behaviour(hold=hold.name))
+    key = plain_simulator.make_key()
+    body = json.dumps({**MESSAGE, "padding": "x" * 100_000}).encode()
+
+    def send() -> None:
+        for _ in range(6):
+            connection.request("POST /v1/messages", f"x-api-key: {key}", VERSION, body=body)
+
+    with connect(plain_simulator) as connection:
+        sender = threading.Thread(target=send)
+        sender.start()
+        plain_simulator.wait_for_request_blocking(1)
+        hold.release()
+        statuses = [connection.response().status for _ in range(6)]
+        sender.join()
+    assert statuses == [200] * 6
+    assert [record.body_length for record in plain_simulator.requests] == [len(body)] * 6
+
+
+def test_a_reader_that_stops_is_waited_for(plain_simulator: Simulator) -> None:
+    """A long answer is written no faster than it is read, while others are served."""
+    plain_simulator.script(None, Behaviour(body="x" * 30_000_000, drip=1_000_000))
+    with connect(plain_simulator) as slow, connect(plain_simulator) as other:
+        slow.request("GET /v1/models")
+        assert slow.exactly(10) == b"HTTP/1.1 2"
+        # More turns of the loop than the answer has pieces.
+        for _ in range(100):
+            other.request("GET /v1/models")
+            assert other.response().status == 401
+        record = plain_simulator.requests[0]
+        assert record.finished_at is None
+        assert record.bytes_sent < 25_000_000
+    plain_simulator.disconnected_blocking(1)
+
+
+def test_a_broken_upload_ends_an_early_answer(plain_simulator: Simulator) -> None:
+    """Nonsense in a body that is being answered already ends the connection."""
+    hold = plain_simulator.hold()
+    plain_simulator.script(None, Behaviour(early=True, hold=hold.name))
+    with connect(plain_simulator) as connection:
+        connection.request("POST /v1/messages", "transfer-encoding: chunked")
+        plain_simulator.wait_for_request_blocking(1)
+        connection.send(b"zz\r\n")
+        assert connection.rest() == b""
 
 
 def test_http_1_0_streams_until_the_end(plain_simulator: Simulator) -> None:

@@ -64,12 +64,13 @@ def post(connection: RawConnection, key: str, *, stream: bool = False) -> None:
 # --- cuts ---
 
 
+@pytest.mark.parametrize("after", [1, 1000])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_short_body_promises_more_than_it_sends(
-    sim: Simulator, connection: RawConnection, key: str, *, stream: bool
+    sim: Simulator, connection: RawConnection, key: str, *, stream: bool, after: int
 ) -> None:
     """cut=content_length: the head names a length, fewer bytes come, then a clean FIN."""
-    sim.script(None, Behaviour(cut="content_length"))
+    sim.script(None, Behaviour(cut="content_length", cut_after=after))
     post(connection, key, stream=stream)
     response = connection.response()
     assert response.status == 200
