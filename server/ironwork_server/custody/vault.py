@@ -63,7 +63,7 @@ class Vault:
     async def unwrap(self, permit: Permit, row: StoredKey) -> bytearray:
         """A row's data key, for one use; the caller wipes it. Errors: DataLoss, Unavailable."""
         permit.require(Action.WITH_KEY)
-        if row.workspace != permit.workspace:
+        if row.workspace != permit.workspace or row.sealed.format != FORMAT:
             raise _damaged()
         return await self._unwrap(
             permit, row.sealed.wrapped, wrap_context(binding_of(row)), row.key_id

@@ -31,6 +31,7 @@ from ironwork_server.rpc.upload import Upload
 
 log = logging.getLogger(__name__)
 
+METERED_ROUTES = frozenset({"messages", "count_tokens"})
 # The most that one ResponseBody holds.
 MAX_BODY_BYTES = 16 * 1024
 
@@ -183,10 +184,11 @@ class Call:
                 )
             )
         )
-        meter = UsageMeter(seen.get(b"content-type", b""), seen.get(b"content-encoding", b""))
+        meter = _meter(request, seen)
         try:
             async for data in response.chunks():
-                meter.feed(data)
+                if meter is not None:
+                    meter.feed(data)
                 await self._write(
                     keys_pb2.WithKeyResponse(
                         body=keys_pb2.ResponseBody(call=self.number, data=data)
@@ -195,8 +197,8 @@ class Call:
         finally:
             self._account(meter, permit, end)
 
-    def _account(self, meter: UsageMeter, permit: Permit, end: keys_pb2.ResponseEnd) -> None:
-        tokens = meter.usage()
+    def _account(self, meter: UsageMeter | None, permit: Permit, end: keys_pb2.ResponseEnd) -> None:
+        tokens = meter.usage() if meter is not None else None
         if tokens is None:
             return
         end.usage.CopyFrom(convert.usage(tokens))
@@ -217,6 +219,13 @@ class Call:
                 raise
             self.task.uncancel()
             raise Cancelled(_ENDINGS[self.scope.reason], reason=self.scope.reason) from None
+
+
+def _meter(request: ScreenedRequest, headers: dict[bytes, bytes]) -> UsageMeter | None:
+    """Where Anthropic reports tokens; a downloaded file could forge them."""
+    if request.route not in METERED_ROUTES:
+        return None
+    return UsageMeter(headers.get(b"content-type", b""), headers.get(b"content-encoding", b""))
 
 
 def _outcome(error: IronworkError, *, sent: bool) -> keys_pb2.Outcome.ValueType:

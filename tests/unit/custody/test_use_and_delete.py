@@ -166,6 +166,16 @@ async def test_a_row_of_another_workspace_does_not_open(custody: Custody) -> Non
             await custody.vault.unwrap(permit, replace(row, workspace="globex"))
 
 
+async def test_a_row_of_another_format_does_not_open(custody: Custody) -> None:
+    """A format that this version does not know is not guessed at."""
+    await add(custody)
+    row = await custody.store.current(WORKSPACE)
+    assert row is not None
+    async with custody.admit(Action.WITH_KEY) as permit:
+        with pytest.raises(DataLoss):
+            await custody.vault.unwrap(permit, replace(row, sealed=replace(row.sealed, format=2)))
+
+
 async def test_a_record_of_an_unknown_backend_names_it(custody: Custody) -> None:
     """A row that no configured master key wrapped says which URI is missing."""
     await add(custody)
