@@ -526,3 +526,80 @@ def test_one_transport_serves_several_event_loops(
     assert asyncio.run(ask()) == b"x"
     assert asyncio.run(ask()) == b"x"
     assert len(scripted_server.streams) == 2
+
+
+async def test_closing_during_an_upload_cancels_the_stream(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """There is no Cancel during an upload: the RPC itself is cancelled."""
+
+    async def upload() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 16384
+
+    def script(stream: scripted.Stream) -> Responses:
+        stream.start()
+        yield started()
+        yield head(stream.next().head.call)
+        stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    async with client.stream("POST", URL, content=upload()) as response:
+        assert response.status_code == 200
+    assert await occurs(scripted_server.streams[0].gone)
+
+
+async def test_a_profile_whose_files_are_gone_is_a_connect_error(
+    client: httpx2.AsyncClient, profile: Profile
+) -> None:
+    """The error names the setting; once mended, the same transport works."""
+    pem = profile.ca.read_bytes()
+    profile.ca.unlink()
+    with pytest.raises(httpx2.ConnectError, match=r"^ca: "):
+        await client.post(URL, content=b"q")
+    profile.ca.write_bytes(pem)
+    assert (await client.post(URL, content=b"q")).status_code == 200
+
+
+async def test_a_body_that_is_gone_is_not_sent_again(
+    client: httpx2.AsyncClient, scripted_server: Server
+) -> None:
+    """After STREAM_CLOSING a one-shot body gives the refusal itself, marked as safe to repeat."""
+
+    def reply(call: scripted.Call) -> Responses:
+        refusal = status(Code.UNAVAILABLE, "STREAM_CLOSING")
+        yield end(call.number, keys_pb2.OUTCOME_REFUSED, error=refusal, sent=False)
+
+    async def once() -> AsyncIterator[bytes]:
+        yield b"once"
+
+    scripted_server.script = scripted.serve(reply)
+    response = await client.post(URL, content=once())
+    assert (response.status_code, response.headers["x-should-retry"]) == (503, "true")
+    assert len(scripted_server.streams) == 1
+
+
+async def test_closing_wakes_whoever_waits_for_a_stream(
+    profile: Profile, scripted_server: Server
+) -> None:
+    """A request that waits for a free stream is not left waiting by aclose()."""
+    scripted_server.script = waits
+    transport = AsyncWithKeyTransport(profile, max_streams=1, max_idle_streams=0)
+
+    async def ask() -> httpx2.Response:
+        return await transport.handle_async_request(httpx2.Request("POST", URL, content=b"q"))
+
+    asked = [asyncio.create_task(ask()), asyncio.create_task(ask())]
+    (stream,) = await asyncio.to_thread(scripted_server.wait_streams, 1)
+    await asyncio.to_thread(stream.begun.get, timeout=scripted.WAIT_S)
+    await transport.aclose()
+    first, second = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(first, httpx2.ReadError)
+    assert isinstance(second, httpx2.LocalProtocolError)
+
+
+async def test_a_sync_body_is_refused(client: httpx2.AsyncClient, profile: Profile) -> None:
+    """The asyncio transport does not block its loop for a sync body."""
+    transport = AsyncWithKeyTransport(profile)
+    with pytest.raises(httpx2.LocalProtocolError, match="sync body"):
+        await transport.handle_async_request(httpx2.Request("POST", URL, content=iter([b"x"])))

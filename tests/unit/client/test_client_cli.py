@@ -362,3 +362,68 @@ def test_an_interrupted_prompt_is_no_traceback(
     monkeypatch.setattr("getpass.getpass", interrupted)
     code, _, err = run("keys", "add", tty=True)
     assert (code, err) == (130, "ironwork: Interrupted.\n")
+
+
+def test_delete_shows_which_key_is_current_now(run, scripted_server: Server) -> None:
+    """After a deletion the newest key that remains is shown."""
+    answer = keys_pb2.DeleteKeyResponse(current=masked())
+    scripted_server.unary["DeleteKey"] = lambda *_: answer
+    code, out, _ = run("keys", "delete", "other", "--yes")
+    assert code == 0
+    assert "Current now" in out
+    assert "sk-ant-api…wxyz" in out
+    assert "ended" not in out
+
+
+def test_an_unknown_key_is_asked_about_and_refused_by_the_service(
+    run, scripted_server: Server, requests: list[object]
+) -> None:
+    """What is not in the list is not guessed at here."""
+    error = status(grpc.StatusCode.NOT_FOUND, "KEY_NOT_FOUND")
+    scripted_server.unary["DeleteKey"] = lambda _, context: scripted.abort(context, error)
+    code, _, err = run("keys", "delete", "none", stdin=b"yes\n", tty=True)
+    assert (code, "Destroy this key?" in err) == (1, True)
+    assert "keys list" in err
+
+
+def test_a_typed_key_is_stripped_and_sent(
+    run, requests: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A paste with blanks around it is the key."""
+    monkeypatch.setattr("getpass.getpass", lambda prompt: f" {KEY} ")
+    assert run("keys", "add", tty=True)[0] == 0
+    assert requests[0].api_key == KEY.encode()
+
+
+def test_a_limit_below_one_is_wrong_usage(run) -> None:
+    """At least one entry is asked for."""
+    assert run("audit", "list", "--limit", "0")[0] == 2
+
+
+def test_an_impossible_time_is_left_out(run, scripted_server: Server) -> None:
+    """A time that no calendar holds does not break the table."""
+    entry = audit_pb2.AuditEntry(index=3, event=b'{"time": 99999999999999999999}')
+    answer = audit_pb2.ListEntriesResponse(entries=[entry])
+    scripted_server.unary["ListEntries"] = lambda *_: answer
+    code, out, _ = run("audit", "list")
+    assert (code, out.splitlines()[1].strip()) == (0, "3")
+
+
+def test_a_reader_that_leaves_is_no_traceback(profile_file: Path, requests: list[object]) -> None:
+    """`ironwork keys list | head -0` ends quietly."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from ironwork_client.cli.main import main; raise SystemExit(main())",
+            *("keys", "list", "--json", "--profile", str(profile_file)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(20) == 1

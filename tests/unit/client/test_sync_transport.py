@@ -666,3 +666,58 @@ def test_a_transport_is_not_made_with_what_cannot_work(
     """Claims that the service would refuse and bounds that contradict are errors at once."""
     with pytest.raises(ValueError, match="must be"):
         WithKeyTransport(profile, **wrong)
+
+
+def test_closing_during_an_upload_cancels_the_stream(
+    client: httpx2.Client, scripted_server: Server
+) -> None:
+    """There is no Cancel during an upload: the RPC itself is cancelled."""
+
+    def upload() -> Iterator[bytes]:
+        while True:
+            yield b"x" * 16384
+
+    def script(stream: scripted.Stream) -> Iterator[keys_pb2.WithKeyResponse]:
+        stream.start()
+        yield started()
+        yield head(stream.next().head.call)
+        stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    with client.stream("POST", URL, content=upload()) as response:
+        assert response.status_code == 200
+    assert scripted_server.streams[0].gone.wait(scripted.WAIT_S)
+
+
+def test_a_profile_whose_files_are_gone_is_a_connect_error(
+    client: httpx2.Client, profile: Profile
+) -> None:
+    """The error names the setting; once mended, the same transport works."""
+    pem = profile.ca.read_bytes()
+    profile.ca.unlink()
+    with pytest.raises(httpx2.ConnectError, match=r"^ca: "):
+        client.post(URL, content=b"q")
+    profile.ca.write_bytes(pem)
+    assert client.post(URL, content=b"q").status_code == 200
+
+
+def test_a_slow_reader_holds_the_server_back(
+    client: httpx2.Client, scripted_server: Server
+) -> None:
+    """What is not read is not buffered without bound: the server is held by flow control."""
+    sent = 0
+
+    def reply(call: scripted.Call) -> Iterator[keys_pb2.WithKeyResponse]:
+        nonlocal sent
+        yield head(call.number)
+        for _ in range(4096):
+            sent += 1
+            yield body(call.number, b"x" * 16384)
+        yield end(call.number)
+
+    scripted_server.script = scripted.serve(reply)
+    with client.stream("POST", URL, content=b"q") as response:
+        parts = response.iter_raw()
+        next(parts)
+        assert sent < 4096
+        assert sum(map(len, parts)) == 4095 * 16384

@@ -89,16 +89,16 @@ class AsyncPool:
         try:
             async with asyncio.timeout(timeout):
                 await waiter
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if waiter.done() and not waiter.cancelled():
+                self._wake_one()  # woken too late: this one's turn passes on
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise Fault(
                 FaultKind.POOL_TIMEOUT,
                 f"All {self._settings.max_streams} streams are in use; raise max_streams or send"
                 " fewer requests at once.",
             ) from None
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._wake_one()  # this one's turn passes on
-            raise
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)

@@ -49,10 +49,9 @@ class Mailbox:
             return True
 
     def end(self, error: IronworkError | None) -> None:
-        """No message follows. The first end stands."""
+        """No message follows."""
         with self._changed:
-            if self._ended is None:
-                self._ended = StreamEnded(error)
+            self._ended = StreamEnded(error)
             self._changed.notify_all()
 
     def close(self) -> None:
