@@ -5,18 +5,38 @@
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from ironwork_server.core.routes import DEFAULT_GROUPS, KNOWN_GROUPS
+from ironwork_server.store import StoreRefused, sqlite_path
 
 PREFIX = "IRONWORK_"
 # Read by other programs of ours, and by the command line itself.
 NOT_SETTINGS = frozenset({"IRONWORK_PROFILE", "IRONWORK_CONFIG"})
 MAX_FILE_BYTES = 1024 * 1024
+_LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}")
 
+
+def _path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path holds no NUL")
+    return path
+
+
+PathName = Annotated[Path, AfterValidator(_path)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -32,9 +52,9 @@ class _Section(BaseModel):
 class Tls(_Section):
     """Files, reloaded when they change. Mutual TLS is always on."""
 
-    certificate: Path
-    private_key: Path
-    client_ca: Path
+    certificate: PathName
+    private_key: PathName
+    client_ca: PathName
 
 
 class Rule(_Section):
@@ -52,7 +72,7 @@ class Identity(_Section):
 class Policy(_Section):
     """A folder of Cedar files, reloaded when they change."""
 
-    folder: Path
+    folder: PathName
 
 
 class MasterKey(_Section):
@@ -66,21 +86,23 @@ class Store(_Section):
 
     @field_validator("url")
     @classmethod
-    def _is_sqlite(cls, url: str) -> str:
-        if not url.startswith("sqlite:///"):
-            raise ValueError("write sqlite:///relative/path or sqlite:////absolute/path")
+    def _is_usable(cls, url: str) -> str:
+        try:
+            sqlite_path(url)
+        except StoreRefused as refused:
+            raise ValueError(refused.message) from None
         return url
 
     @property
     def path(self) -> Path:
         """The database file."""
-        return Path(self.url.removeprefix("sqlite:///"))
+        return sqlite_path(self.url)
 
 
 class Audit(_Section):
     """origin: the log's name, stable for the life of the folder."""
 
-    folder: Path
+    folder: PathName
     origin: str = Field(pattern=r"^[a-z0-9][a-z0-9./_-]{0,127}$")
 
 
@@ -108,15 +130,20 @@ class Streams(_Section):
 class Api(_Section):
     """Which groups of Anthropic's API agents may use; the Admin API never."""
 
-    groups: tuple[str, ...] = ("messages", "count_tokens", "batches", "models", "files")
+    groups: tuple[str, ...] = tuple(sorted(DEFAULT_GROUPS))
+
+    @field_validator("groups")
+    @classmethod
+    def _are_known(cls, groups: tuple[str, ...]) -> tuple[str, ...]:
+        if not KNOWN_GROUPS.issuperset(groups):
+            raise ValueError(f"the groups that there are: {', '.join(sorted(KNOWN_GROUPS))}")
+        return groups
 
 
 class Settings(_Section):
     """Everything that `serve` needs to know."""
 
-    listen: str = Field(
-        default="127.0.0.1:7443", pattern=r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}$"
-    )
+    listen: str = "127.0.0.1:7443"
     drain_s: Seconds = 30
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tls: Tls
@@ -129,15 +156,29 @@ class Settings(_Section):
     streams: Streams = Streams()
     api: Api = Api()
 
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, listen: str) -> str:
+        if not _LISTEN.fullmatch(listen) or int(listen.rpartition(":")[2]) > 65535:
+            raise ValueError("write ADDRESS:PORT, such as 127.0.0.1:7443 or [::1]:7443")
+        return listen
+
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the file, put the environment over it, check everything. Errors: SettingsError."""
     values = _read_file(path) if path is not None else {}
-    _overlay(values, environ)
+    variables = _overlay(values, environ)
+    return validated(values, variables)
+
+
+def validated(values: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> Settings:
+    """Settings from a tree of values. variables: setting to the variable that gave it, for the
+    errors' texts. Errors: SettingsError.
+    """
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        raise SettingsError(_explain(error, variables or {})) from None
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -150,13 +191,14 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: is larger than {MAX_FILE_BYTES} bytes.")
     try:
         return tomllib.loads(text.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        where = getattr(error, "lineno", None)
-        at = f", line {where}" if where else ""
-        raise SettingsError(f"{path}{at}: is not TOML.") from None
+    except (ValueError, RecursionError):
+        # The parser's text could quote the line, and with it a value.
+        raise SettingsError(f"{path}: is not TOML.") from None
 
 
-def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Put the variables over values; gives the names of the settings that they set."""
+    variables = {}
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in NOT_SETTINGS:
             continue
@@ -166,26 +208,39 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
                 raise SettingsError(f"{name}: {section} is not a section.")
-        place[last] = _parse_variable(name, environ[name])
+        place[last] = _parse_variable(environ[name])
+        variables[".".join((*sections, last))] = name
+    return variables
 
 
-def _parse_variable(name: str, text: str) -> object:
+def _parse_variable(text: str) -> object:
+    """A list or a table where the text is one in TOML; else the text: an IPv6 address begins like
+    a list.
+    """
     if not text.startswith(("[", "{")):
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        raise SettingsError(f"{name}: a list or table is written as TOML.") from None
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
 
 
-def _explain(error: ValidationError) -> str:
+_PROBLEMS = {
+    "extra_forbidden": "is not a setting",
+    "missing": "is missing",
+    "tuple_type": 'is a list; in a variable it is written as TOML: ["…", "…"]',
+    "model_type": "is a section; in a variable it is written as a TOML table",
+    "model_attributes_type": "is a section; in a variable it is written as a TOML table",
+}
+
+
+def _explain(error: ValidationError, variables: Mapping[str, str]) -> str:
     """One line for each wrong setting: its name and what is wrong, never its value."""
     lines = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         name = ".".join(str(part) for part in problem["loc"])
-        what = {
-            "extra_forbidden": "is not a setting",
-            "missing": "is missing",
-        }.get(problem["type"], problem["msg"])
-        lines.append(f"{name}: {what}")
+        what = _PROBLEMS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        variable = f" ({variables[name]})" if name in variables else ""
+        lines.append(f"{name}{variable}: {what}")
     return "\n".join(lines)
