@@ -101,7 +101,7 @@ async def test_rows_that_moved_between_pages_leave_no_trace(stores: SqliteStores
 
 async def test_connections_have_their_settings(stores: SqliteStores) -> None:
     """Every connection keeps temporary tables in memory, overwrites what it frees, syncs each
-    commit and writes to a log.
+    commit and writes to a log; the hot read's never waits and never writes.
     """
     url = stores.new()
     store: Any = stores.open(url)
@@ -114,6 +114,11 @@ async def test_connections_have_their_settings(stores: SqliteStores) -> None:
     expected = [2, 1, 2, "wal", 1]
     assert await store._writer.run(look, 5) == expected
     assert await store._readers.run(look, 5) == expected
+    await store.current("acme")
+    hot = store._hot._connection
+    # On the event loop's thread nothing waits for a lock.
+    assert hot.execute("PRAGMA busy_timeout").fetchone() == (0,)
+    assert hot.execute("PRAGMA query_only").fetchone() == (1,)
 
 
 class Reader:

@@ -107,6 +107,7 @@ async def test_a_lost_file_is_noticed(stores: SqliteStores, url: str, how: str) 
     store = stores.open(url)
     key = stored_key()
     await store.add(key, **plain_add())
+    assert await store.current("acme") == key
     path = sqlite_path(url)
     away = path.with_suffix(".away")
     path.rename(away)
@@ -225,6 +226,7 @@ async def test_the_log_of_statements_is_silent(
 ) -> None:
     """At DEBUG no logger says anything of a row: neither parameters nor results."""
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="sqlalchemy")
     store = stores.open(url)
     key = stored_key(display_name="canary-name")
     await store.add(key, **plain_add())
