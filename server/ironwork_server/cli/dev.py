@@ -13,7 +13,7 @@ from ironwork_server.app.dev.simulator import Simulator, simulator
 from ironwork_server.app.dev.state import DevState, open_state, settings_of, write_profiles
 from ironwork_server.app.service import running
 from ironwork_server.app.startup import StartupError, refuse_speaking_environment
-from ironwork_server.cli.run import stop_signals
+from ironwork_server.cli.run import leave_startup_to_itself, stop_signals
 from ironwork_server.upstream.endpoint import ANTHROPIC, UpstreamEndpoint
 
 
@@ -39,6 +39,7 @@ async def _dev(
         ):
             target = f"{listen.rpartition(':')[0]}:{service.port}"
             write_profiles(state, target)
+            leave_startup_to_itself()
             (_say_json if as_json else _say)(state, target, beside)
             await stop.wait()
 
@@ -50,18 +51,16 @@ async def _upstream(
     if upstream == "simulator":
         async with simulator(state, pace_s=pace_s) as beside:
             yield beside.endpoint, beside
-    elif upstream == ANTHROPIC.base_url:
-        yield ANTHROPIC, None
     else:
-        yield _loopback(upstream), None
+        yield _endpoint(upstream), None
 
 
-def _loopback(upstream: str) -> UpstreamEndpoint:
+def _endpoint(upstream: str) -> UpstreamEndpoint:
     try:
         endpoint = UpstreamEndpoint.parse(upstream)
     except ValueError as error:
         raise StartupError(f"--upstream: {error}") from None
-    if endpoint.tls:
+    if endpoint.tls and endpoint != ANTHROPIC:
         raise StartupError(
             "--upstream takes simulator, https://api.anthropic.com or http://127.0.0.1:PORT."
         )

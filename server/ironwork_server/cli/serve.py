@@ -10,7 +10,7 @@ from ironwork_server.app.service import running
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import refuse_speaking_environment
 from ironwork_server.cli.config import settings_from
-from ironwork_server.cli.run import stop_signals
+from ironwork_server.cli.run import leave_startup_to_itself, stop_signals
 from ironwork_server.upstream.endpoint import ANTHROPIC
 
 
@@ -29,4 +29,5 @@ async def _serve(settings: Settings) -> None:
     with stop_signals() as stop:
         # There is no setting for the upstream: keys are sent to Anthropic and nobody else.
         async with running(settings, ANTHROPIC):
+            leave_startup_to_itself()
             await stop.wait()
