@@ -135,7 +135,7 @@ class FileJournal:
             async with asyncio.timeout(self._deadline_s):
                 return await future
         except TimeoutError:
-            _log.error("audit journal: no answer from the disk within %g s", self._deadline_s)
+            _log.error("journal.no_answer", extra={"window_s": self._deadline_s})
             raise unavailable() from None
 
     def was_deleted(self, workspace: str, key_id: str) -> bool:
@@ -151,7 +151,7 @@ class FileJournal:
             self._resources.close()
         else:
             # The thread is inside a call on the file: the descriptor must stay its own.
-            _log.error("audit journal: the disk does not answer; left open at the end")
+            _log.error("journal.left_open")
 
 
 def _note(log: LogFile, origin: str, state: Scanned, now: datetime) -> None:

@@ -181,7 +181,7 @@ class Writer:
         with self._condition:
             self._problem, self._failed_at = None, None
             self._refused -= refused
-        _log.warning("audit journal: writing again after %d s", window_s)
+        _log.warning("journal.resumed", extra={"window_s": window_s})
         self._tuning.on_recovery()
 
     def _commit(self, events: Sequence[Event]) -> int:
@@ -211,7 +211,7 @@ class Writer:
             requests = [*batch, *self._queue]
             self._queue.clear()
             self._refused += sum(len(request.events) for request in requests)
-        _log.error("audit journal: %s; every audited operation is refused", problem.what)
+        _log.error("journal.failed", extra={"problem": problem.what})
         # Health hears of it before any caller does.
         self._tuning.on_failure(problem.what)
         self._settle([(request, unavailable()) for request in requests])
