@@ -38,7 +38,10 @@ def _refuse_dev_tokens(settings: Settings) -> list[Path]:
     pins = []
     for uri in settings.master_key.uris:
         parsed = parse_pkcs11_uri(uri)
-        if (parsed.token or "").startswith(TOKEN_LABEL):
+        if parsed.token is None:
+            # By its serial number or slot a dev token could not be told from another.
+            raise StartupError("master_key.uris: name the token by its label (token=…) as well.")
+        if parsed.token.startswith(TOKEN_LABEL):
             raise StartupError(f"master_key.uris names the token {TOKEN_LABEL}{_NOT_IN_PRODUCTION}")
         pins.append(parsed.pin_source)
     return pins

@@ -92,7 +92,8 @@ async def running(
             raise StartupError(str(error)) from None
         except IronworkError as error:
             raise StartupError(f"{error.message} ({error.reason})") from None
-        log.info("service.serving", extra={"address": settings.listen})
+        address = f"{settings.listen.rpartition(':')[0]}:{service.port}"
+        log.info("service.serving", extra={"address": address})
         yield service
         await service.stop()
 
@@ -113,7 +114,7 @@ async def _start(
     stack.push_async_callback(store.close)
     hsm = HsmState(probe)
     vault = Vault(wrappers, store, on_health=hsm.seen)
-    upstream = HttpUpstream(endpoint)
+    upstream = _upstream(endpoint)
     stack.push_async_callback(upstream.close)
     gate = Gate(policy=lambda: policy.value, limits=Limits(_limits(settings)), journal=journal)
     stack.push_async_callback(gate.settle)
@@ -240,6 +241,14 @@ async def _open_wrapper(stack: AsyncExitStack, uri: str) -> KeyWrapper:
     wrapper = await open_backend(uri)
     stack.push_async_callback(wrapper.close)
     return wrapper
+
+
+def _upstream(endpoint: UpstreamEndpoint) -> HttpUpstream:
+    try:
+        return HttpUpstream(endpoint)
+    except ValueError as error:
+        # Trust roots that cannot be loaded; the text is ours.
+        raise StartupError(str(error)) from None
 
 
 async def _in_background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:

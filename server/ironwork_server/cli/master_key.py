@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ironwork_hsm import KeyCreator, KeyVersion
-from ironwork_hsm.backends import open_backend
+from ironwork_hsm import KeyVersion
+from ironwork_server.app import master_key
 from ironwork_server.app.startup import StartupError, refuse_speaking_environment
 from ironwork_server.cli.config import settings_from
 
@@ -18,8 +18,17 @@ from ironwork_server.cli.config import settings_from
 def create(config: Path | None, *, as_json: bool) -> int:
     """Create version 1 in the HSM that the first URI names. Refused where there is one."""
     refuse_speaking_environment()
-    uri = settings_from(config).master_key.uris[0]
-    _show([asyncio.run(_create(uri))], as_json=as_json)
+    settings = settings_from(config)
+    version, made = asyncio.run(
+        master_key.create_first(
+            settings.master_key.uris[0],
+            audit=settings.audit.folder,
+            origin=settings.audit.origin,
+        )
+    )
+    if not made:
+        raise StartupError("The HSM holds this master key already; nothing was changed.")
+    _show([version], as_json=as_json)
     return 0
 
 
@@ -27,28 +36,8 @@ def list_versions(config: Path | None, *, as_json: bool) -> int:
     """List every version that the first URI's HSM holds."""
     refuse_speaking_environment()
     uri = settings_from(config).master_key.uris[0]
-    _show(asyncio.run(_list(uri)), as_json=as_json)
+    _show(asyncio.run(master_key.list_versions(uri)), as_json=as_json)
     return 0
-
-
-async def _create(uri: str) -> KeyVersion:
-    wrapper = await open_backend(uri, allow_missing=True)
-    try:
-        if await wrapper.versions():
-            raise StartupError("The HSM holds this master key already; nothing was changed.")
-        if not isinstance(wrapper, KeyCreator):
-            raise StartupError(f"{wrapper.name}: create the key with the device's own tools.")
-        return await wrapper.create_version()
-    finally:
-        await wrapper.close()
-
-
-async def _list(uri: str) -> Sequence[KeyVersion]:
-    wrapper = await open_backend(uri, allow_missing=True)
-    try:
-        return await wrapper.versions()
-    finally:
-        await wrapper.close()
 
 
 def _show(versions: Sequence[KeyVersion], *, as_json: bool) -> None:

@@ -86,7 +86,7 @@ async def _started(process: asyncio.subprocess.Process, keys: dict[str, str]) ->
         async with asyncio.timeout(START_DEADLINE_S):
             line = await process.stdout.readline()
         return str(json.loads(line)["url"])
-    except (TimeoutError, ValueError, KeyError):
+    except (TimeoutError, ValueError, KeyError, TypeError):
         raise StartupError("The Anthropic simulator did not start.") from None
 
 

@@ -1,20 +1,20 @@
 """The state folder of `dev`: a SoftHSM token, a database, a CA with a profile for each role.
 
 DEV            the mark, and the lock that keeps a second server out
-server.toml    the settings in force
 hsm/           SoftHSM's token and PIN          db/      the database
 audit/         the audit log                    pki/     the throw-away CA
 policy/        Cedar policies, yours to edit    profiles/  one client profile for each role
-simulator/     the Anthropic simulator's keys, certificate and log
+simulator/     the Anthropic simulator's certificate and log
+
+A start that is broken off, wherever, is mended by the next one.
 """
 
 import fcntl
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ironwork_hsm import KeyCreator
-from ironwork_hsm.backends import open_backend
 from ironwork_hsm.pkcs11.softhsm import (
     SoftHsmToken,
     config_environment,
@@ -26,12 +26,14 @@ from ironwork_server import store
 from ironwork_server.access.policy import write_default_policies
 from ironwork_server.access.rules import DEFAULT_RULES
 from ironwork_server.app.devpki import DEV_TRUST_DOMAIN, DevCa, write_client_profile
-from ironwork_server.app.settings import Settings
+from ironwork_server.app.master_key import create_first
+from ironwork_server.app.settings import Settings, validated
 from ironwork_server.app.startup import StartupError
 
 MARK = "DEV"
 # `serve` refuses tokens whose label begins like this.
 TOKEN_LABEL = "ironwork-dev"  # noqa: S105  a label, no password
+ORIGIN = "ironwork.dev/server"
 WORKSPACE = "acme"
 # Profile name, SPIFFE path, workspace that the profile asks for.
 PROFILES = (
@@ -68,9 +70,9 @@ async def open_state(folder: Path) -> DevState:
     lock = _take(folder)
     for name in ("db", "audit", "pki", "policy", "profiles", "simulator"):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
-    token = _token(folder / "hsm")
+    token = _token(folder)
     use_config(token.config)
-    await _create_master_key(token.uri)
+    await create_first(token.uri, audit=folder / "audit", origin=ORIGIN)
     state = DevState(folder, _authority(folder / "pki"), token, lock)
     store.upgrade(state.store_url)
     store.mark(state.store_url, store.DEV)
@@ -82,9 +84,9 @@ async def open_state(folder: Path) -> DevState:
 
 
 def settings_of(state: DevState, *, listen: str, log_level: str) -> Settings:
-    """The settings that a dev server runs with."""
+    """The settings that a dev server runs with. Errors: SettingsError."""
     pki = state.folder / "pki"
-    return Settings.model_validate(
+    return validated(
         {
             "listen": listen,
             "log_level": log_level,
@@ -101,7 +103,7 @@ def settings_of(state: DevState, *, listen: str, log_level: str) -> Settings:
             "policy": {"folder": state.folder / "policy"},
             "master_key": {"uris": [state.token.uri]},
             "store": {"url": state.store_url},
-            "audit": {"folder": state.folder / "audit", "origin": "ironwork.dev/server"},
+            "audit": {"folder": state.folder / "audit", "origin": ORIGIN},
         }
     )
 
@@ -122,7 +124,7 @@ def write_profiles(state: DevState, target: str) -> None:
 
 def _take(folder: Path) -> int:
     mark = folder / MARK
-    if folder.exists() and not mark.exists() and any(folder.iterdir()):
+    if folder.exists() and not mark.exists() and not _empty(folder):
         raise StartupError(
             f"{folder} holds something else: give --state a new or empty folder, or one that"
             " `dev` made."
@@ -139,9 +141,15 @@ def _take(folder: Path) -> int:
     return lock
 
 
-def _token(folder: Path) -> SoftHsmToken:
+def _empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _token(state: Path) -> SoftHsmToken:
+    folder = state / "hsm"
     config, pin, so_pin = folder / "softhsm2.conf", folder / "pin", folder / "so-pin"
-    if any((folder / "tokens").glob("*/token.object")):
+    # The database is made after the token and the master key in it.
+    if (state / "db" / "keys.db").exists():
         return SoftHsmToken(
             label=TOKEN_LABEL,
             uri=token_uri(TOKEN_LABEL, "master", pin),
@@ -150,9 +158,8 @@ def _token(folder: Path) -> SoftHsmToken:
             so_pin_file=so_pin,
             env=config_environment(config),
         )
-    # What a start that was broken off left behind holds no token.
-    pin.unlink(missing_ok=True)
-    so_pin.unlink(missing_ok=True)
+    # What a start that was broken off left behind may be half a token, and wraps nothing yet.
+    shutil.rmtree(folder, ignore_errors=True)
     return create_token(folder, TOKEN_LABEL)
 
 
@@ -163,12 +170,3 @@ def _authority(folder: Path) -> DevCa:
         ca = DevCa.create()
         ca.save(folder)
         return ca
-
-
-async def _create_master_key(uri: str) -> None:
-    wrapper = await open_backend(uri, allow_missing=True)
-    try:
-        if not await wrapper.versions() and isinstance(wrapper, KeyCreator):
-            await wrapper.create_version()
-    finally:
-        await wrapper.close()

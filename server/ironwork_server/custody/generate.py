@@ -1,0 +1,52 @@
+"""Generating a master key inside its HSM, on record like every other HSM operation."""
+
+import uuid
+from datetime import UTC, datetime
+
+from ironwork_hsm import HsmError, KeyCreator, KeyVersion
+from ironwork_server.core.ports import Journal
+from ironwork_server.core.values import AuditEvent, Phase
+from ironwork_server.custody.vault import map_hsm_error
+
+
+async def generate_master_key(backend: str, creator: KeyCreator, journal: Journal) -> KeyVersion:
+    """Generate the next version; the intent is durable before the HSM acts. backend: its name.
+
+    Errors: HsmError, Unavailable (the log cannot be written; where it is the outcome that cannot,
+    the version is there all the same).
+    """
+    correlation_id = str(uuid.uuid4())
+    (intent,) = await journal.append(
+        AuditEvent(
+            phase=Phase.INTENT,
+            operation="hsm.generate",
+            correlation_id=correlation_id,
+            time=datetime.now(UTC),
+            details={"backend": backend},
+        )
+    )
+
+    async def outcome(*, success: bool, reason: str = "", version: int | None = None) -> None:
+        details: dict[str, str | int] = {"backend": backend}
+        if version is not None:
+            details["master_key_version"] = version
+        await journal.append(
+            AuditEvent(
+                phase=Phase.OUTCOME,
+                operation="hsm.generate",
+                correlation_id=correlation_id,
+                time=datetime.now(UTC),
+                success=success,
+                reason=reason,
+                intent_index=intent.index,
+                details=details,
+            )
+        )
+
+    try:
+        made = await creator.create_version()
+    except HsmError as error:
+        await outcome(success=False, reason=map_hsm_error(error).reason)
+        raise
+    await outcome(success=True, version=made.version)
+    return made
