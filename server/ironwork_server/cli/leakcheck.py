@@ -7,7 +7,7 @@ by file and form, never shown.
 import getpass
 import json
 import sys
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +77,21 @@ def _forms(key: bytes) -> Iterator[tuple[str, set[bytes]]]:
     secret = key[SHOWN_PREFIX:-SHOWN_SUFFIX]
     parts = {secret[i : i + PART_BYTES] for i in range(len(secret) - PART_BYTES + 1)}
     yield "plain", parts
-    yield "hexadecimal", {part.hex().encode() for part in parts}
+    yield (
+        "hexadecimal",
+        {text.encode() for part in parts for text in (part.hex(), part.hex().upper())},
+    )
     yield "UTF-16", {part.decode("latin-1").encode("utf-16-le") for part in parts}
-    yield "percent-encoded", {quote_from_bytes(part, safe="").encode() for part in parts}
+    yield "percent-encoded", {text for part in parts for text in _percent(part)} - parts
     # Three bytes are four characters: a part in the middle of a text stands in one of three ways.
-    yield "base64", {b64encode(part) for part in parts}
+    yield "base64", {text for part in parts for text in (b64encode(part), urlsafe_b64encode(part))}
+
+
+def _percent(part: bytes) -> Iterator[bytes]:
+    """Only what must be encoded (RFC 3986, section 2.3), and everything."""
+    yield quote_from_bytes(part, safe="").encode()
+    yield b"".join(b"%%%02X" % byte for byte in part)
+    yield b"".join(b"%%%02x" % byte for byte in part)
 
 
 def _found_in(path: Path, needles: dict[str, set[bytes]]) -> Iterator[str]:
