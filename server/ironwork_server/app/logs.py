@@ -8,15 +8,18 @@ quote a header or a body. What was raised shows as its type and where.
 import json
 import logging
 import sys
-import traceback
 from datetime import UTC, datetime
-from types import TracebackType
+
+from ironwork_server.core.described import described
+from ironwork_server.upstream.quiet import silence_http_loggers
 
 OURS = "ironwork_server"
 FIELDS = (
     "address",
+    "at",
     "component",
     "count",
+    "error",
     "healthy",
     "path",
     "problem",
@@ -25,7 +28,8 @@ FIELDS = (
     "version",
     "window_s",
 )
-MAX_FRAMES = 20
+# Its DEBUG output holds rows: ciphertexts and fingerprints.
+DATABASE_LOGGER = "sqlalchemy"
 
 
 class JsonFormatter(logging.Formatter):
@@ -43,27 +47,21 @@ class JsonFormatter(logging.Formatter):
         }
         if ours:
             line.update({name: record.__dict__[name] for name in FIELDS if name in record.__dict__})
-        if record.exc_info and record.exc_info[0] is not None:
-            line["error"] = f"{record.exc_info[0].__module__}.{record.exc_info[0].__qualname__}"
-            line["at"] = _frames(record.exc_info[2])
+        if record.exc_info and record.exc_info[1] is not None:
+            line.update(described(record.exc_info[1]))
         return json.dumps(line, default=str)
 
 
-def _frames(trace: TracebackType | None) -> list[str]:
-    frames = traceback.extract_tb(trace, limit=-MAX_FRAMES) if trace is not None else []
-    return [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
-
-
-def _short(filename: str) -> str:
-    return "/".join(filename.rsplit("/", 2)[-2:])
-
-
 def configure(level: str) -> None:
-    """Send every record through JsonFormatter; the root logger's other handlers go."""
+    """Send every record through JsonFormatter; the root logger's other handlers go. Libraries that
+    would log headers, bodies or rows make no records at all.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     # Other libraries' records say little here; only at debug are they worth their lines.
     others = "DEBUG" if level == "debug" else "WARNING"
     logging.basicConfig(handlers=[handler], level=others, force=True)
     logging.getLogger(OURS).setLevel(level.upper())
+    silence_http_loggers()
+    logging.getLogger(DATABASE_LOGGER).setLevel(logging.WARNING)
     logging.raiseExceptions = False

@@ -12,6 +12,7 @@ import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from ironwork_server.core.described import described
 from ironwork_server.core.errors import IronworkError
 from ironwork_server.rpc.context import Context
 
@@ -45,8 +46,10 @@ def to_status(error: IronworkError) -> status_pb2.Status:
 
 
 def unexpected(error: BaseException) -> status_pb2.Status:
-    """Record that a foreign error got here: its type and place, never its text."""
-    log.error("error.unexpected", exc_info=error)
+    """Record that a foreign error got here: its type and place, never its text. The record does
+    not hold the error itself, so that no handler can print what it says.
+    """
+    log.error("error.unexpected", extra=described(error))
     return internal_status()
 
 

@@ -8,7 +8,7 @@ _LOGGERS = ("anthropic", "httpx2", "httpcore2", "hpack", "h11", "h2")
 def silence_http_loggers() -> None:
     """Make nothing from these libraries reach any handler but their own, at any level.
 
-    Called by the composition root after logging is configured. A child's record climbs to its
+    Called when logging is configured. A child's record climbs to its
     library's root logger and no further, whatever levels are set later or by ANTHROPIC_LOG.
     """
     for name in _LOGGERS:
