@@ -6,7 +6,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
-from ironwork_server.core.errors import Unavailable
+from ironwork_server.core.errors import IronworkError
 from ironwork_server.core.ports import KeyStore
 from ironwork_server.core.values import KeyState, StoredKey
 
@@ -46,7 +46,7 @@ class UseRecorder:
                 await self._store.record_uses(uses)
             for workspace, key_id in rejected:
                 await self._store.set_state(workspace, key_id, KeyState.REJECTED_BY_ANTHROPIC)
-        except Unavailable:
+        except IronworkError:
             log.warning("uses.not_written")
 
     async def run(self) -> None:
