@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 
 import pytest
 
@@ -85,6 +86,8 @@ def test_libraries_that_would_log_secrets_make_no_records(monkeypatch: pytest.Mo
     root, before = logging.getLogger(), logging.getLogger().handlers[:]
     level = root.level
     monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     try:
         configure("debug")
         assert logging.getLogger("ironwork_server.x").isEnabledFor(logging.DEBUG)
@@ -100,4 +103,5 @@ def test_libraries_that_would_log_secrets_make_no_records(monkeypatch: pytest.Mo
         for handler in before:
             root.addHandler(handler)
         root.setLevel(level)
+        logging.captureWarnings(capture=False)
         logging.raiseExceptions = True
