@@ -2,31 +2,99 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
-from grpc_health.v1 import health, health_pb2
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ironwork_server.core.errors import IronworkError
+from ironwork_server.core.described import described
+from ironwork_server.core.errors import Cancelled, IronworkError
 from ironwork_server.rpc import table
+from ironwork_server.rpc.context import Context
+from ironwork_server.rpc.errors import sealed
 
 log = logging.getLogger(__name__)
 
 # "" is the server as a whole.
-SERVICES = ("", table.KEYS, table.AUDIT)
+SERVICES = frozenset({"", table.KEYS, table.AUDIT})
 INTERVAL_S = 0.5
 CHECK_DEADLINE_S = 3.0
+# A watcher that does not take what is written is let go.
+WRITE_DEADLINE_S = 30.0
 
 Check = Callable[[], Awaitable[None]]
+Response = health_pb2.HealthCheckResponse
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it ships no types
+    """One status for all services. grpc_health's own servicer never ends a Watch, so that one
+    watcher would make every drain take its whole grace.
+    """
+
+    def __init__(self) -> None:
+        self._serving = False
+        self._draining = False
+        self._changed = asyncio.Event()
+
+    def publish(self, *, serving: bool) -> None:
+        """Tell every watcher; NOT_SERVING for good once drain() was called."""
+        now = serving and not self._draining
+        if now is self._serving and not self._draining:
+            return
+        self._serving = now
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def drain(self) -> None:
+        """NOT_SERVING from now on; watchers are told, and their streams end."""
+        self._draining = True
+        self.publish(serving=False)
+
+    async def Check(  # noqa: N802  the proto's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """The status now; NOT_FOUND for a service that there is not."""
+        if request.service not in SERVICES:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
+        return Response(status=self._status(request.service))
+
+    async def Watch(  # noqa: N802  the proto's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> None:
+        """The status now and each time that it changes, until the server drains."""
+        await sealed(context, lambda: self._watch(request.service, context))
+
+    async def _watch(self, service: str, context: Context) -> None:
+        last = None
+        while True:
+            changed, draining = self._changed, self._draining
+            status = self._status(service)
+            if status != last:
+                try:
+                    async with asyncio.timeout(WRITE_DEADLINE_S):
+                        await context.write(Response(status=status))
+                except TimeoutError:
+                    raise Cancelled("The watcher takes nothing.", reason="CLIENT_STALLED") from None
+            if draining:
+                return
+            last = status
+            await changed.wait()
+
+    def _status(self, service: str) -> int:
+        if service not in SERVICES:
+            return int(Response.SERVICE_UNKNOWN)
+        return int(Response.SERVING if self._serving else Response.NOT_SERVING)
 
 
 class HealthMonitor:
-    """Runs the checks and tells the health service. A check raises IronworkError when it fails."""
+    """Runs the checks and tells the servicer. A check raises when it fails; failing: the checks
+    that did so at last, with their reasons.
+    """
 
-    def __init__(self, checks: dict[str, Check], *, interval_s: float = INTERVAL_S) -> None:
-        self.servicer = health.aio.HealthServicer()
+    def __init__(self, checks: Mapping[str, Check], *, interval_s: float = INTERVAL_S) -> None:
+        self.servicer = HealthServicer()
         self._checks = checks
         self._interval_s = interval_s
-        self._serving: bool | None = None
         self.failing: dict[str, str] = {}
 
     async def run(self) -> None:
@@ -36,18 +104,25 @@ class HealthMonitor:
             await asyncio.sleep(self._interval_s)
 
     async def refresh(self) -> None:
-        """Run every check once and publish what they say."""
-        failing = {}
-        for name, check in self._checks.items():
-            reason = await self._reason(check)
-            if reason:
-                failing[name] = reason
-        for name in failing.keys() - self.failing.keys():
-            log.error("health.failing", extra={"component": name, "reason": failing[name]})
+        """Run every check once, side by side; a failure is published at once, whatever the others
+        still do.
+        """
+        reasons = await asyncio.gather(*(self._run(name) for name in self._checks))
+        failing = {
+            name: reason for name, reason in zip(self._checks, reasons, strict=True) if reason
+        }
         for name in self.failing.keys() - failing.keys():
             log.info("health.recovered", extra={"component": name})
         self.failing = failing
-        await self._publish(serving=not failing)
+        self.servicer.publish(serving=not failing)
+
+    async def _run(self, name: str) -> str:
+        reason = await self._reason(self._checks[name])
+        if reason:
+            self.servicer.publish(serving=False)
+            if name not in self.failing:
+                log.error("health.failing", extra={"component": name, "reason": reason})
+        return reason
 
     async def _reason(self, check: Check) -> str:
         try:
@@ -57,16 +132,11 @@ class HealthMonitor:
             return "TIMEOUT"
         except IronworkError as error:
             return error.reason
+        except Exception as error:  # noqa: BLE001  a check that cannot be made has failed
+            log.error("error.unexpected", extra=described(error))  # noqa: TRY400
+            return "INTERNAL"
         return ""
-
-    async def _publish(self, *, serving: bool) -> None:
-        if serving is self._serving:
-            return
-        self._serving = serving
-        status = health_pb2.HealthCheckResponse
-        for service in SERVICES:
-            await self.servicer.set(service, status.SERVING if serving else status.NOT_SERVING)
 
     async def drain(self) -> None:
         """NOT_SERVING from now on, whatever the checks say."""
-        await self.servicer.enter_graceful_shutdown()
+        self.servicer.drain()
