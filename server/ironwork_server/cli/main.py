@@ -8,6 +8,7 @@ from pathlib import Path
 from ironwork_hsm import HsmError
 from ironwork_server.app.settings import SettingsError
 from ironwork_server.app.startup import StartupError
+from ironwork_server.core.described import described
 from ironwork_server.core.errors import IronworkError
 
 Command = Callable[[argparse.Namespace], int]
@@ -25,8 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except IronworkError as error:
         return _fail(f"{error.message} ({error.reason})")
+    except OSError as error:
+        return _fail(f"{error.filename or 'failed'}: {error.strerror or type(error).__name__}.")
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001  the last seam: a traceback could quote a secret
+        return _fail(f"an error of this program, please report it: {described(error)}")
 
 
 def _fail(text: str) -> int:
