@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from ironwork_server.core.errors import InvalidRequest, NotFound
 from ironwork_server.core.names import parse_request_id
 from ironwork_server.core.ports import AlreadyAnswered, KeyStore
-from ironwork_server.core.values import Action, Replay, StoredKey
+from ironwork_server.core.values import Action, Phase, Replay, StoredKey
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.in_flight import InFlight
 from ironwork_server.custody.masked import MaskedKey, decode_answer, encode_answer, mask_row
+from ironwork_server.store import TraceRemains
 
 METHOD = Action.DELETE_KEY.value
 
@@ -40,7 +41,9 @@ class KeyDeleter:
     async def delete(
         self, permit: Permit, key_id: str, *, cancel_in_flight: bool, request_id: str
     ) -> Deleted:
-        """Errors: NotFound, InvalidRequest (request_id), Unavailable."""
+        """Errors: NotFound, InvalidRequest (request_id), Unavailable; the store's TraceRemains
+        where the key is deleted, but its bytes are still in the store's files.
+        """
         permit.require(Action.DELETE_KEY)
         wanted = parse_request_id(request_id)
         # Nothing here is secret, and deleting must not need the HSM: a plain hash.
@@ -52,6 +55,13 @@ class KeyDeleter:
             )
         except AlreadyAnswered as first:
             return await self._repeat(permit, key_id, first.replay, digest, cancel_in_flight)
+        except TraceRemains:
+            # The row is gone for every read, whatever remains of it on the disk.
+            await permit.before(
+                permit.event(Phase.EVENT, "key.deleted", success=True, key_id=key_id)
+            )
+            await self._take_effect(permit, key_id, cancel_in_flight)
+            raise
         if not found:
             raise NotFound(
                 "The workspace has no such key; list its keys for their names.",

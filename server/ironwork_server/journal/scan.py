@@ -22,6 +22,8 @@ MAX_COMMIT_BYTES: Final = 1 << 20
 
 UNFINISHED: Final = "journal.unfinished"
 DELETE_KEY: Final = "DeleteKey"
+# The row is gone although DeleteKey failed: its bytes are still in the store's files.
+KEY_DELETED: Final = "key.deleted"
 
 
 @dataclass(slots=True)
@@ -37,15 +39,21 @@ class Scanned:
 
     def take(self, entry: Summary) -> None:
         """Add what this entry says."""
+        if is_deletion(entry.phase, entry.operation, success=entry.success):
+            self.deleted.add((entry.workspace, entry.key_id))
         if entry.phase == INTENT:
             self.unfinished[entry.sequence] = None
         elif entry.phase == OUTCOME and entry.intent_index is not None:
             self.unfinished.pop(entry.intent_index, None)
-            if entry.operation == DELETE_KEY and entry.success:
-                self.deleted.add((entry.workspace, entry.key_id))
         elif entry.operation == UNFINISHED:
             # Written at a start, when no call is under way: it accounts for all before it.
             self.unfinished.clear()
+
+
+def is_deletion(phase: str, operation: str, *, success: bool | None) -> bool:
+    """Whether an entry says that its key is gone for good."""
+    ended = operation == DELETE_KEY and phase == OUTCOME
+    return bool(success) and (ended or operation == KEY_DELETED)
 
 
 def scan(file: BinaryIO, origin: str) -> Scanned:

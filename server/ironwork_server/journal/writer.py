@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from ironwork_audit import OUTCOME, Event, render
+from ironwork_audit import Event, render
 from ironwork_server.core.errors import Unavailable
 from ironwork_server.core.values import AuditReference
 from ironwork_server.journal.events import own_event
 from ironwork_server.journal.logfile import CommitFailed, LogFile
-from ironwork_server.journal.scan import DELETE_KEY
+from ironwork_server.journal.scan import is_deletion
 
 _log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class Writer:
         finally:
             self._busy_since = None
         for event in events:
-            if event.operation == DELETE_KEY and event.phase == OUTCOME and event.success:
+            if is_deletion(event.phase, event.operation, success=event.success):
                 self._deleted.add((event.workspace, event.key_id))
         return first
 

@@ -31,6 +31,7 @@ from ironwork_server.custody.read_audit import AuditLister
 from ironwork_server.custody.use_key import Serving
 from ironwork_server.custody.vault import Vault
 from ironwork_server.journal import EntryFilter
+from ironwork_server.store import TraceRemains
 
 from .conftest import KEY, OTHER_KEY, REQUEST, WORKSPACE, Custody, a_principal
 from .test_add_key import add
@@ -272,6 +273,26 @@ async def test_a_repeated_deletion_gives_the_first_answer(custody: Custody) -> N
     assert refused.value.reason == "REQUEST_ID_REUSED"
     last = await delete(custody, first, request_id=str(uuid.uuid4()))
     assert last.current is None
+
+
+async def test_a_deletion_whose_trace_remains_has_taken_effect(custody: Custody) -> None:
+    """Where only the erasing failed, the call fails, but the key is dead and stays so."""
+    added = await add(custody)
+    row = await custody.store.current(WORKSPACE)
+    assert row is not None
+    real = custody.store.delete
+
+    async def half(*arguments: object, **more: object) -> object:
+        await real(*arguments, **more)  # type: ignore[arg-type]
+        raise TraceRemains
+
+    custody.store.delete = half  # type: ignore[method-assign,assignment]
+    with pytest.raises(TraceRemains):
+        await delete(custody, added)
+    assert custody.journal.was_deleted(WORKSPACE, row.key_id)
+    await custody.store.add(row, replay=None, max_keys=5, allow_different_organization=False)
+    with pytest.raises(PreconditionFailed):
+        await use(custody)
 
 
 async def test_deletion_needs_no_hsm(custody: Custody) -> None:
