@@ -75,8 +75,9 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
         return _REFUSED
 
 
-async def _refuse(request: object, context: Context) -> object:
+async def _refuse(requests: object, context: Context) -> None:
     await abort(context, to_status(permission_denied()))
 
 
-_REFUSED: Handler = grpc.unary_unary_rpc_method_handler(_refuse)
+# Of the one shape that does not wait for a request: a caller that sends none is refused as well.
+_REFUSED: Handler = grpc.stream_stream_rpc_method_handler(_refuse)
