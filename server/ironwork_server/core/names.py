@@ -169,8 +169,13 @@ class PageTokens:
         )
 
 
+def looks_like_credential(value: str) -> bool:
+    """Whether a text holds the beginning of an Anthropic credential of any kind."""
+    return _CREDENTIAL in value.lower()
+
+
 def _refuse_credential(value: str, field: str) -> None:
-    if _CREDENTIAL in value.lower():
+    if looks_like_credential(value):
         raise InvalidRequest.field(
             field, "looks like it holds an Anthropic credential; this field is listed and logged"
         )

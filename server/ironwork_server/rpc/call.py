@@ -17,6 +17,7 @@ from ironwork_server.core.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from ironwork_server.core.names import looks_like_credential
 from ironwork_server.core.ports import UpstreamResponse
 from ironwork_server.core.routes import RouteTable
 from ironwork_server.core.screening import response_headers, screen
@@ -239,6 +240,9 @@ def _outcome(error: IronworkError, *, sent: bool) -> keys_pb2.Outcome.ValueType:
 
 
 def _word(value: bytes) -> str:
-    """An upstream's id as a short visible ASCII word; empty where it is anything else."""
+    """An upstream's id as a short visible ASCII word; empty where it is anything else, such as a
+    credential.
+    """
     text = value.decode("latin-1")
-    return text if len(text) <= 128 and text.isascii() and text.isprintable() else ""
+    odd = len(text) > 128 or not text.isascii() or not text.isprintable()
+    return "" if odd or looks_like_credential(text) else text

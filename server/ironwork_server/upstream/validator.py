@@ -15,6 +15,7 @@ import anthropic
 import httpx2
 
 from ironwork_server.core.errors import IronworkError, UpstreamFailed
+from ironwork_server.core.names import looks_like_credential
 from ironwork_server.core.ports import Injector
 from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import ScreenedRequest, Validation, Verdict
@@ -226,8 +227,9 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
 
 
 def _organization(headers: httpx2.Headers) -> str:
+    """Listed and recorded, so that an answer which holds a credential there names nobody."""
     value = headers.get("anthropic-organization-id", "")
-    return value if _NAME.match(value) else ""
+    return value if _NAME.match(value) and not looks_like_credential(value) else ""
 
 
 def _unexpected_target() -> UpstreamFailed:
