@@ -23,6 +23,8 @@ from ironwork_server.custody.vault import Vault, binding_of
 
 # AES-GCM's tag, which the stored ciphertext holds and the key does not.
 TAG_BYTES = 16
+# Reads of the current key, each of which may be overtaken by a deletion, for one preparation.
+MAX_READS = 3
 
 
 @dataclass(slots=True)
@@ -129,18 +131,7 @@ class KeyUser:
     async def _prepare(
         self, permit: Permit, serving: Serving, register: Callable[[KeyRef], None]
     ) -> Injector:
-        read_at = self._clock()
-        row = await self._store.current(permit.workspace)
-        if row is None:
-            raise PreconditionFailed(
-                "The workspace has no key; a key-admin adds one with AddKey.", reason="NO_KEY"
-            )
-        if self._journal.was_deleted(row.workspace, row.key_id):
-            raise PreconditionFailed(
-                "The workspace's newest key was deleted according to the audit log: the database"
-                " is older than the log. Delete it again, or add a new key.",
-                reason="KEY_WAS_DELETED",
-            )
+        row, read_at = await self._current(permit.workspace)
         serving.key = row
         register((row.workspace, row.key_id))
         permit.note(key_id=row.key_id, key_mask=row.mask)
@@ -151,6 +142,25 @@ class KeyUser:
             read_at=read_at,
             freshness_s=self._freshness_s,
             clock=self._clock,
+        )
+
+    async def _current(self, workspace: str) -> tuple[StoredKey, float]:
+        """The current row, and when its query was sent. A row whose deletion is in the log was
+        perhaps deleted between the query and its answer: then the next query finds another.
+        """
+        for _ in range(MAX_READS):
+            read_at = self._clock()
+            row = await self._store.current(workspace)
+            if row is None:
+                raise PreconditionFailed(
+                    "The workspace has no key; a key-admin adds one with AddKey.", reason="NO_KEY"
+                )
+            if not self._journal.was_deleted(row.workspace, row.key_id):
+                return row, read_at
+        raise PreconditionFailed(
+            "The workspace's newest key was deleted according to the audit log: the database"
+            " is older than the log. Delete it again, or add a new key.",
+            reason="KEY_WAS_DELETED",
         )
 
     async def _note(self, permit: Permit, serving: Serving, response: UpstreamResponse) -> None:
