@@ -18,8 +18,8 @@ def serve(config: Path | None) -> int:
     """Serve until SIGTERM. Errors: StartupError, SettingsError, and those of the parts."""
     refuse_speaking_environment()
     settings = settings_from(config)
-    logs.configure(settings.log_level)
     check_production(settings)
+    logs.configure(settings.log_level)
     deny_memory_reads()
     asyncio.run(_serve(settings))
     return 0

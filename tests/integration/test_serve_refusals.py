@@ -1,0 +1,216 @@
+"""What `serve` refuses to start with: exit code 1 and one clear line on standard error."""
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fixtures.migrated import NewStore
+from fixtures.production import Production
+from fixtures.softhsm import MakeToken
+from ironwork_server import store
+from ironwork_server.app.devpki import DevCa
+from ironwork_server.cli import serve as serve_module
+from ironwork_server.cli.main import main
+from ironwork_server.journal import FileJournal
+
+Refusal = Callable[[Production], str]
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """`refusal(production)`: the one line that `serve` says."""
+    # What the command does to its whole process, which here is the tests'.
+    monkeypatch.setattr(serve_module, "deny_memory_reads", lambda: None)
+    monkeypatch.setattr(serve_module.logs, "configure", lambda _: None)
+
+    def run(production: Production) -> str:
+        assert main(["serve", "--config", str(production.write())]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        lines = said.err.splitlines()
+        assert len(lines) == 1, said.err
+        assert lines[0].startswith("ironwork-server: ")
+        return lines[0].removeprefix("ironwork-server: ")
+
+    return run
+
+
+@pytest.fixture
+def ready(production: Production, new_store: NewStore, make_token: MakeToken) -> Production:
+    """Production with a migrated database and a master key: it would start."""
+    new_store(production.folder / "db" / "keys.db")
+    production.token = make_token(with_key=True)
+    production.settings["master_key"] = {"uris": [production.token.uri]}
+    return production
+
+
+def test_a_dev_certificate(ready: Production, refusal: Refusal, dev_ca: DevCa) -> None:
+    """A certificate of a throw-away CA is not served with."""
+    dev_ca.server_certificate().write(ready.files.certificate, ready.files.private_key)
+    assert refusal(ready).startswith("tls.certificate comes from a throw-away CA; it was made by")
+
+
+def test_a_dev_client_ca(ready: Production, refusal: Refusal, dev_ca: DevCa) -> None:
+    """Clients of a throw-away CA are not trusted, also where it is one of several."""
+    bundle = ready.ca.certificate_pem + dev_ca.certificate_pem
+    ready.files.client_ca.write_bytes(bundle)
+    assert refusal(ready).startswith("tls.client_ca comes from a throw-away CA")
+
+
+def test_a_dev_token(ready: Production, refusal: Refusal) -> None:
+    """A token that `dev` made is known by its label."""
+    uri = ready.token.uri.replace(ready.token.label, "ironwork-dev")
+    ready.settings["master_key"] = {"uris": [ready.token.uri, uri]}
+    assert refusal(ready).startswith("master_key.uris names the token ironwork-dev;")
+
+
+def test_a_token_without_its_label(ready: Production, refusal: Refusal) -> None:
+    """By its serial number or slot, a dev token could not be told from another."""
+    uri = ready.token.uri.replace(f"token={ready.token.label}", "serial=1234")
+    ready.settings["master_key"] = {"uris": [uri]}
+    assert refusal(ready) == "master_key.uris: name the token by its label (token=…) as well."
+
+
+def test_a_dev_store(ready: Production, refusal: Refusal) -> None:
+    """A database that `dev` used is marked for good."""
+    store.mark(ready.settings["store"]["url"], store.DEV)
+    assert refusal(ready).startswith(
+        "store.url is marked dev; it was made by `ironwork-server dev`"
+    )
+
+
+def test_a_store_that_is_not_there(ready: Production, refusal: Refusal) -> None:
+    """The line says which command makes it, and none is made."""
+    database = ready.folder / "db" / "keys.db"
+    database.unlink()
+    assert "`ironwork-server db upgrade`" in refusal(ready)
+    assert not database.exists()
+
+
+@pytest.mark.parametrize("pin", ["db/pin", "db/hsm/pin", "pin"])
+def test_the_pin_beside_the_database(ready: Production, refusal: Refusal, pin: str) -> None:
+    """PIN and database from one place, or one inside the other, are refused before any login."""
+    path = ready.folder / pin
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(ready.token.pin_file.read_bytes())
+    path.chmod(0o600)
+    uri = ready.token.uri.replace(str(ready.token.pin_file), str(path))
+    ready.settings["master_key"] = {"uris": [uri]}
+    assert refusal(ready).startswith(f"The PIN file {path} and the database lie in one place")
+
+
+def test_no_master_key(ready: Production, refusal: Refusal, make_token: MakeToken) -> None:
+    """Without a master key in the HSM nothing is served."""
+    ready.settings["master_key"] = {"uris": [make_token().uri]}
+    assert "master-key create" in refusal(ready)
+
+
+def test_a_wrong_pin(ready: Production, refusal: Refusal) -> None:
+    """The line says that the PIN was refused, and does not show it."""
+    ready.token.pin_file.write_text("0000-canary\n")
+    said = refusal(ready)
+    assert "PIN" in said
+    assert "canary" not in said
+
+
+def test_a_pin_file_open_to_others(ready: Production, refusal: Refusal) -> None:
+    """A PIN that others may read is not used; the line says how to mend it."""
+    ready.token.pin_file.chmod(0o640)
+    try:
+        assert refusal(ready).endswith(f"chmod 600 {ready.token.pin_file}")
+    finally:
+        ready.token.pin_file.chmod(0o600)
+
+
+def test_no_pin_file(ready: Production, refusal: Refusal) -> None:
+    """A PIN file that is missing is named."""
+    ready.token.pin_file.unlink()
+    assert refusal(ready).startswith(f"The PIN file {ready.token.pin_file} cannot be opened")
+
+
+def test_an_unknown_token(ready: Production, refusal: Refusal) -> None:
+    """A token that the HSM does not have."""
+    uri = ready.token.uri.replace(ready.token.label, "nobodys-token")
+    ready.settings["master_key"] = {"uris": [uri]}
+    assert "nobodys-token" in refusal(ready)
+
+
+def test_a_missing_policy_folder(ready: Production, refusal: Refusal) -> None:
+    """Without policies nothing is allowed, so nothing is served."""
+    ready.settings["policy"] = {"folder": str(ready.folder / "nothing")}
+    assert str(ready.folder / "nothing") in refusal(ready)
+
+
+def test_a_certificate_of_another_key(ready: Production, refusal: Refusal) -> None:
+    """A certificate and a key that do not belong together."""
+    other = ready.ca.issue([]).private_key_pem
+    ready.files.private_key.write_bytes(other)
+    assert str(ready.files.private_key) in refusal(ready)
+
+
+@pytest.mark.parametrize("name", ["certificate", "client_ca"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "cannot be read (No such file or directory)"), (b"x", "holds no PEM certificates")],
+)
+def test_unusable_certificate_files(
+    ready: Production, refusal: Refusal, name: str, content: bytes | None, says: str
+) -> None:
+    """A missing or foreign file is named by its setting."""
+    path: Path = getattr(ready.files, name)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    said = refusal(ready)
+    assert said.startswith(f"tls.{name}: {path} ")
+    assert says in said
+
+
+def test_a_port_in_use(ready: Production, refusal: Refusal) -> None:
+    """Two servers never share a port; the second says so."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        ready.settings["listen"] = address
+        assert refusal(ready).startswith(f"{address} cannot be listened on: the port is in use")
+
+
+def test_an_audit_folder_in_use(ready: Production, refusal: Refusal) -> None:
+    """The log has one writer, and the line says which process it is."""
+    journal = FileJournal.open(Path(ready.settings["audit"]["folder"]), "keys.acme.example/one")
+    try:
+        assert re.search(r"is in use by process \d+", refusal(ready))
+    finally:
+        asyncio.run(journal.close())
+
+
+def test_an_environment_that_prints_secrets(
+    ready: Production, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before anything is read."""
+    monkeypatch.setenv("GRPC_TRACE", "http")
+    assert refusal(ready).startswith("GRPC_TRACE is set: it makes gRPC print messages")
+
+
+def test_an_unknown_setting(ready: Production, refusal: Refusal) -> None:
+    """There is no setting for the upstream: keys go to Anthropic and to nobody else."""
+    ready.settings["upstream"] = {"url": "https://evil.example"}
+    assert refusal(ready) == "upstream: is not a setting"
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({"path": "workspace", "role": "agent"}, "begin with /"),
+        ({"path": "/a", "role": "A"}, "role"),
+    ],
+)
+def test_an_identity_rule_that_cannot_be_used(
+    ready: Production, refusal: Refusal, rule: dict[str, str], says: str
+) -> None:
+    """The line shows the rule and what is wrong with it."""
+    ready.settings["identity"]["rules"] = [rule]
+    assert says in refusal(ready)
