@@ -5,7 +5,6 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +20,7 @@ from ironwork_server.core.errors import (
     Unavailable,
 )
 from ironwork_server.core.names import PageTokens
-from ironwork_server.core.values import Action, KeyState, StoredKey
+from ironwork_server.core.values import Action, KeyState
 from ironwork_server.custody.delete_key import Deleted, KeyDeleter
 from ironwork_server.custody.in_flight import CallScope, InFlight
 from ironwork_server.custody.last_used import UseRecorder
@@ -98,27 +97,6 @@ async def test_a_key_whose_deletion_is_on_record_stays_dead(custody: Custody) ->
     with pytest.raises(PreconditionFailed) as refused:
         await use(custody)
     assert refused.value.reason == "KEY_WAS_DELETED"
-
-
-async def test_a_read_that_a_deletion_overtook_is_done_again(
-    custody: Custody, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A query whose key is added to and deleted before its answer is used fails no request."""
-    old = await add(custody)
-    current = custody.store.current
-    overtaken: list[None] = []
-
-    async def slow(workspace: str) -> StoredKey | None:
-        row = await current(workspace)
-        if not overtaken:
-            overtaken.append(None)
-            await add(custody, OTHER_KEY)
-            await delete(custody, old)
-        return row
-
-    monkeypatch.setattr(custody.user, "_store", SimpleNamespace(current=slow))
-    await use(custody)
-    assert custody.anthropic.keys == [OTHER_KEY]
 
 
 async def test_a_stale_read_is_done_again(custody: Custody) -> None:
