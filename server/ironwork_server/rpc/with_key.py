@@ -251,6 +251,7 @@ class WithKeyStream:
                 if self._writing is not None and not self._writing.done():
                     await asyncio.wait([self._writing])
                 self._writing = asyncio.ensure_future(self._context.write(message))
+                self._writing.add_done_callback(_seen)
                 await asyncio.shield(self._writing)
         except TimeoutError:
             self._stalled.set()
@@ -339,6 +340,12 @@ async def _within(seconds: float, wait: Callable[[int], Awaitable[int]], generat
             return await wait(generation)
     except TimeoutError:
         return generation
+
+
+def _seen(written: asyncio.Future[None]) -> None:
+    """A write that its writer left behind may fail unheard: the stream is over then."""
+    if not written.cancelled():
+        written.exception()
 
 
 def _grammar(what: str) -> InvalidRequest:
