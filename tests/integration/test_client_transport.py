@@ -130,7 +130,7 @@ async def test_cancelling_a_task_reaches_anthropic(service: TestService) -> None
     """A cancelled task's request is closed upstream."""
     await service.add()
     hold = service.simulator.hold()
-    service.simulator.script(None, Behaviour(hold=hold.name, hold_at="body", hold_after=2))
+    service.simulator.script(None, Behaviour(hold=hold.name, hold_at="body", hold_after=1))
     number = len(service.simulator.requests) + 1
     async with async_sdk(service) as sdk:
         task = asyncio.create_task(sdk.messages.create(**QUESTION))

@@ -20,8 +20,13 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture
-async def client(profile: Profile) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(transport=AsyncWithKeyTransport(profile)) as made:
+def transport(profile: Profile) -> AsyncWithKeyTransport:
+    return AsyncWithKeyTransport(profile)
+
+
+@pytest.fixture
+async def client(transport: AsyncWithKeyTransport) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(transport=transport) as made:
         yield made
     # Nothing of the transport's outlives it.
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -265,8 +270,16 @@ async def test_a_stream_that_ends_well_after_go_away_has_taken_nothing(
     assert (await client.post(URL, content=b"q")).content == b"1"
 
 
+async def wait_until_noticed(transport: AsyncWithKeyTransport) -> None:
+    """Until the transport has dropped the streams of a server that went away."""
+    (pool,) = transport._core._pools.values()
+    async with asyncio.timeout(scripted.WAIT_S):
+        while pool._open:  # noqa: ASYNC110 - nothing outside tells
+            await asyncio.sleep(0.005)
+
+
 async def test_a_broken_idle_stream_is_replaced(
-    client: httpx2.AsyncClient, scripted_server: Server
+    client: httpx2.AsyncClient, transport: AsyncWithKeyTransport, scripted_server: Server
 ) -> None:
     """A server that was restarted between two requests is found again; one that is away is a
     ConnectError.
@@ -275,6 +288,7 @@ async def test_a_broken_idle_stream_is_replaced(
     assert (await client.post(URL, content=b"q")).content == b"x"
     port = scripted_server.port
     await asyncio.to_thread(scripted_server.stop)
+    await wait_until_noticed(transport)
     with pytest.raises(httpx2.ConnectError):
         await client.post(URL, content=b"q")
     scripted_server.start(port)

@@ -21,9 +21,21 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture
-def client(profile: Profile) -> Iterator[httpx2.Client]:
-    with httpx2.Client(transport=WithKeyTransport(profile, task="t1", agent="a1")) as made:
+def transport(profile: Profile) -> WithKeyTransport:
+    return WithKeyTransport(profile, task="t1", agent="a1")
+
+
+@pytest.fixture
+def client(transport: WithKeyTransport) -> Iterator[httpx2.Client]:
+    with httpx2.Client(transport=transport) as made:
         yield made
+
+
+def wait_until_noticed(transport: WithKeyTransport) -> None:
+    """Until the transport has dropped the streams of a server that went away."""
+    pool = transport._core._pool
+    with pool._changed:
+        assert pool._changed.wait_for(lambda: not pool._open, scripted.WAIT_S)
 
 
 def answered(call: scripted.Call, *parts: bytes) -> Iterator[keys_pb2.WithKeyResponse]:
@@ -274,12 +286,15 @@ def test_a_body_that_is_gone_is_not_sent_again(
     assert len(scripted_server.streams) == 1
 
 
-def test_a_broken_idle_stream_is_replaced(client: httpx2.Client, scripted_server: Server) -> None:
+def test_a_broken_idle_stream_is_replaced(
+    client: httpx2.Client, transport: WithKeyTransport, scripted_server: Server
+) -> None:
     """A server that was restarted between two requests is found again without an error."""
     scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
     assert client.post(URL, content=b"q").content == b"x"
     port = scripted_server.port
     scripted_server.stop()
+    wait_until_noticed(transport)
     scripted_server.start(port)
     assert client.post(URL, content=b"q").content == b"x"
     assert len(scripted_server.streams) == 2
