@@ -140,6 +140,13 @@ class Api(_Section):
         return groups
 
 
+def listen_address(text: str) -> str:
+    """The same text. Raises ValueError where it is no address to listen on."""
+    if not _LISTEN.fullmatch(text) or int(text.rpartition(":")[2]) > 65535:
+        raise ValueError("write ADDRESS:PORT, such as 127.0.0.1:7443 or [::1]:7443")
+    return text
+
+
 class Settings(_Section):
     """Everything that `serve` needs to know."""
 
@@ -159,9 +166,7 @@ class Settings(_Section):
     @field_validator("listen")
     @classmethod
     def _is_address(cls, listen: str) -> str:
-        if not _LISTEN.fullmatch(listen) or int(listen.rpartition(":")[2]) > 65535:
-            raise ValueError("write ADDRESS:PORT, such as 127.0.0.1:7443 or [::1]:7443")
-        return listen
+        return listen_address(listen)
 
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings:

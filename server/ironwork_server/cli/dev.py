@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +11,12 @@ from ironwork_server.app import logs
 from ironwork_server.app.dev.simulator import Simulator, simulator
 from ironwork_server.app.dev.state import DevState, open_state, settings_of, write_profiles
 from ironwork_server.app.service import running
+from ironwork_server.app.settings import listen_address
 from ironwork_server.app.startup import StartupError, refuse_speaking_environment
 from ironwork_server.cli.run import leave_startup_to_itself, stop_signals
 from ironwork_server.upstream.endpoint import ANTHROPIC, UpstreamEndpoint
+
+SIMULATOR = "simulator"
 
 
 def dev(
@@ -22,37 +24,14 @@ def dev(
 ) -> int:
     """Serve until SIGTERM or Ctrl-C. Errors: StartupError and those of the parts."""
     refuse_speaking_environment()
+    try:
+        listen_address(listen)
+    except ValueError as error:
+        raise StartupError(f"--listen: {error}") from None
+    endpoint = None if upstream == SIMULATOR else _endpoint(upstream)
     logs.configure(log_level)
-    asyncio.run(_dev(state, listen, upstream, pace_s, log_level, as_json=as_json))
+    asyncio.run(_dev(state, listen, endpoint, pace_s, log_level, as_json=as_json))
     return 0
-
-
-async def _dev(
-    folder: Path, listen: str, upstream: str, pace_s: float, log_level: str, *, as_json: bool
-) -> None:
-    with stop_signals() as stop:
-        state = await open_state(folder)
-        settings = settings_of(state, listen=listen, log_level=log_level)
-        async with (
-            _upstream(state, upstream, pace_s) as (endpoint, beside),
-            running(settings, endpoint) as service,
-        ):
-            target = f"{listen.rpartition(':')[0]}:{service.port}"
-            write_profiles(state, target)
-            leave_startup_to_itself()
-            (_say_json if as_json else _say)(state, target, beside)
-            await stop.wait()
-
-
-@asynccontextmanager
-async def _upstream(
-    state: DevState, upstream: str, pace_s: float
-) -> AsyncIterator[tuple[UpstreamEndpoint, Simulator | None]]:
-    if upstream == "simulator":
-        async with simulator(state, pace_s=pace_s) as beside:
-            yield beside.endpoint, beside
-    else:
-        yield _endpoint(upstream), None
 
 
 def _endpoint(upstream: str) -> UpstreamEndpoint:
@@ -65,6 +44,31 @@ def _endpoint(upstream: str) -> UpstreamEndpoint:
             "--upstream takes simulator, https://api.anthropic.com or http://127.0.0.1:PORT."
         )
     return endpoint
+
+
+async def _dev(
+    folder: Path,
+    listen: str,
+    endpoint: UpstreamEndpoint | None,
+    pace_s: float,
+    log_level: str,
+    *,
+    as_json: bool,
+) -> None:
+    with stop_signals() as stop:
+        state = await open_state(folder)
+        settings = settings_of(state, listen=listen, log_level=log_level)
+        async with AsyncExitStack() as stack:
+            beside = None
+            if endpoint is None:
+                beside = await stack.enter_async_context(simulator(state, pace_s=pace_s))
+                endpoint = beside.endpoint
+            service = await stack.enter_async_context(running(settings, endpoint))
+            target = f"{listen.rpartition(':')[0]}:{service.port}"
+            write_profiles(state, target)
+            leave_startup_to_itself()
+            (_say_json if as_json else _say)(state, target, beside)
+            await stop.wait()
 
 
 def _say_json(state: DevState, target: str, beside: Simulator | None) -> None:
