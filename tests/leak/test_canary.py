@@ -7,22 +7,16 @@ record, and then searches all that came out of it: see conftest.Scene.
 from __future__ import annotations
 
 import base64
-import sqlite3
 import uuid
-from contextlib import closing
 
 import grpc
 import pytest
 
 from fixtures.agent import message_body
-from fixtures.evidence import leaks
-from fixtures.faults import Pause
-from fixtures.journal_disk import BROKEN, FULL
-from fixtures.scene import CALL_S, Scene, WitnessedAgent, random_body
+from fixtures.scene import CALL_S, Scene, random_body
 from fixtures.server import AGENT, AUDITOR, PARENT
 from ironwork.keys.v1 import audit_pb2, keys_pb2
-from ironwork_hsm import BlobRejected, Unavailable
-from ironwork_simulator import Behaviour, Hold
+from ironwork_simulator import Behaviour
 
 OTHER_ORGANIZATION = "9a4b2f1e-0000-4000-8000-2f3b8a7d6c10"
 ADMIN_OF_GLOBEX = "/workspace/globex/key-admin/mallory"
@@ -237,37 +231,26 @@ async def test_a_key_in_use_leaves_no_trace(scene: Scene) -> None:
 
 
 async def _cancelled(scene: Scene) -> None:
-    agent, number = await _held(scene)
+    agent, number = await scene.held()
     await agent.send(cancel=keys_pb2.Cancel(call=agent.number))
     assert (await agent.answer()).reason == "CLIENT_CANCELLED"
     await scene.simulator.disconnected(number)
 
 
 async def _disconnected(scene: Scene) -> None:
-    agent, number = await _held(scene)
+    agent, number = await scene.held()
     agent.stream.cancel()
     await scene.simulator.disconnected(number)
 
 
 async def _deleted(scene: Scene) -> None:
-    agent, number = await _held(scene)
+    agent, number = await scene.held()
     (name,) = await scene.list_names()
     assert await scene.delete(name, cancel_in_flight=True) == "OK"
     assert (await agent.answer()).reason == "KEY_DELETED"
     await scene.simulator.disconnected(number)
     assert await scene.delete(name) == "KEY_NOT_FOUND"
     assert (await agent.message()).reason == "NO_KEY"
-
-
-async def _held(scene: Scene, hold: Hold | None = None) -> tuple[WitnessedAgent, int]:
-    """An agent with an answer that has begun and goes no further; its request's number."""
-    agent = await scene.agent()
-    hold = hold or scene.simulator.hold()
-    scene.simulator.script(None, Behaviour(hold=hold.name, hold_at="body", hold_after=2))
-    number = len(scene.simulator.requests) + 1
-    await agent.begin(body=message_body(stream=True))
-    assert (await agent.read()).WhichOneof("message") == "head"
-    return agent, number
 
 
 async def test_a_key_that_anthropic_echoes_as_an_id_is_not_recorded(scene: Scene) -> None:
@@ -293,219 +276,6 @@ async def test_a_key_that_anthropic_echoes_as_an_id_is_not_recorded(scene: Scene
     assert message.end.outcome == keys_pb2.OUTCOME_COMPLETED
     scene.evidence.answer(message)
     await scene.expect_no_leak()
-
-
-class Unexpected(Exception):
-    """What no seam knows, with a secret in its text, as libraries' errors have."""
-
-
-@pytest.mark.parametrize("part", ["store", "hsm"])
-async def test_an_unexpected_error_tells_a_caller_nothing(scene: Scene, part: str) -> None:
-    """An error that nobody foresaw, with the key in its text and deep inside, is INTERNAL,
-    `internal error` and nothing more, on unary RPCs and on streams.
-    """
-    key = scene.canary()
-    assert await scene.add(key) == "OK"
-    (name,) = await scene.list_names()
-    agent = await scene.agent()
-    error = Unexpected(key)
-    error.__cause__ = ValueError(f"caused by {key!r}")
-    raises = getattr(scene.faults, part).raises
-    methods = ("find", "current", "page", "delete") if part == "store" else ("wrap", "unwrap")
-    raises.update(dict.fromkeys(methods, error))
-    before = len(scene.evidence.text("errors"))
-    assert await scene.add(scene.canary()) == "INTERNAL"
-    if part == "store":
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            await scene.list_names()
-        assert scene.evidence.error(ended.value) == "INTERNAL"
-        assert ended.value.details() == "internal error"
-        assert await scene.delete(name) == "INTERNAL"
-    answer = await agent.message()
-    assert (answer.end.outcome, answer.reason) == (keys_pb2.OUTCOME_FAILED, "INTERNAL")
-    assert answer.end.error.message == "internal error"
-    assert "Unexpected" not in scene.evidence.text("errors")[before:]
-    assert f"{__name__}.Unexpected" in scene.evidence.text("log-lines"), "operators learn the type"
-    raises.clear()
-    assert (await agent.message()).end.outcome == keys_pb2.OUTCOME_COMPLETED
-    await agent.close()
-    await scene.expect_no_leak()
-
-
-DEPTHS = (
-    "core.usage.UsageMeter.feed",
-    "rpc.call.Call._screen",
-    "upstream.exchange.Exchange.start",
-    "custody.use_key.SealedInjector.inject",
-    "access.policy.CedarPolicy.permits",
-    "access.identity.IdentityMapper.identify",
-    "custody.last_used.UseRecorder.note",
-)
-
-
-async def test_an_unexpected_error_at_any_depth_tells_nothing(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wherever on a stream's path the error comes from, caller and logs learn nothing from it."""
-    key = scene.canary()
-    assert await scene.add(key) == "OK"
-
-    def fail(*_: object, **__: object) -> None:
-        raise Unexpected(f"while holding {key}")
-
-    for number, place in enumerate(DEPTHS, 1):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"ironwork_server.{place}", fail)
-            agent = scene.unopened_agent()
-            assert await _told(agent) == (grpc.StatusCode.INTERNAL.value[0], "internal error"), (
-                place
-            )
-            agent.stream.cancel()
-        seen = scene.evidence.text("log-lines").count(f"{__name__}.Unexpected")
-        assert seen >= number, "operators learn the type"
-    await scene.expect_no_leak()
-
-
-async def _told(agent: WitnessedAgent) -> tuple[int, str]:
-    """What an agent learns, whether its stream ends or only its call."""
-    try:
-        await agent.start()
-        error = (await agent.message()).end.error
-    except grpc.aio.AioRpcError as ended:
-        return ended.code().value[0], str(ended.details())
-    return error.code, error.message
-
-
-async def test_a_store_or_hsm_that_fails_leaves_no_trace(scene: Scene) -> None:
-    """Adding, using and deleting while the store or the HSM fails tells nobody the key."""
-    key = scene.canary()
-    assert await scene.add(key) == "OK"
-    (name,) = await scene.list_names()
-    agent = await scene.agent()
-    database = scene.service.settings.store.path
-    away = database.with_name("away.db")
-    database.rename(away)
-    assert await scene.add(scene.canary()) == "STORE_UNAVAILABLE"
-    assert await scene.delete(name) == "STORE_UNAVAILABLE"
-    assert (await agent.message()).reason == "STORE_UNAVAILABLE"
-    away.rename(database)
-    for error, reason in (
-        (Unavailable("The device does not answer."), "MASTER_KEY_UNAVAILABLE"),
-        (BlobRejected("It does not open."), "KEY_RECORD_DAMAGED"),
-    ):
-        scene.faults.hsm.raises.update(unwrap=error, wrap=error)
-        assert await scene.add(scene.canary()) == reason
-        assert (await agent.message()).reason == reason
-    scene.faults.hsm.raises.clear()
-    assert (await agent.message()).reason == ""
-    await agent.close()
-    await scene.expect_no_leak()
-
-
-@pytest.mark.parametrize("fault", [FULL, BROKEN], ids=["full", "broken"])
-async def test_an_audit_log_that_fails_leaves_no_trace(scene: Scene, fault: int) -> None:
-    """While the log cannot be written nothing is done, and the refusal tells nobody the key."""
-    assert await scene.add(scene.canary()) == "OK"
-    agent = await scene.agent()
-    sent = len(scene.simulator.requests)
-    scene.faults.disk.faults["write"] = fault
-    assert await scene.add(scene.canary()) == "AUDIT_UNAVAILABLE"
-    answer = await agent.message()
-    assert (answer.reason, answer.end.sent_upstream) == ("AUDIT_UNAVAILABLE", False)
-    assert len(scene.simulator.requests) == sent, "no key left the service"
-    await agent.close()
-    await scene.expect_no_leak(audit=False)
-
-
-async def test_an_outcome_that_cannot_be_recorded_leaves_no_trace(scene: Scene) -> None:
-    """A log that fails in the middle of a call ends it with a reason, and without the key."""
-    assert await scene.add(scene.canary()) == "OK"
-    hold = scene.simulator.hold()
-    agent, _ = await _held(scene, hold)
-    scene.faults.disk.faults["fdatasync"] = BROKEN
-    hold.release()
-    answer = await agent.answer()
-    assert answer.reason == "AUDIT_UNAVAILABLE"
-    assert answer.end.outcome == keys_pb2.OUTCOME_FAILED
-    await agent.close()
-    await scene.expect_no_leak(audit=False)
-
-
-async def test_a_call_that_waits_for_the_hsm_may_be_abandoned(scene: Scene) -> None:
-    """A client that leaves while its data key is being unwrapped leaves nothing behind."""
-    assert await scene.add(scene.canary()) == "OK"
-    pause = Pause()
-    scene.faults.hsm.after["unwrap"] = pause
-    agent = await scene.agent()
-    await agent.begin(body=message_body())
-    await pause.reached.wait()
-    agent.stream.cancel()
-    pause.release()
-    scene.faults.hsm.after.clear()
-    assert (await (await scene.agent()).message()).reason == ""
-    await scene.expect_no_leak()
-
-
-# --- the searches find what is there -----------------------------------------------------------
-
-
-async def test_each_kind_of_search_finds_a_canary(scene: Scene) -> None:
-    """A key planted in a log record, an answer, the database, the audit log or a token's folder is
-    found there, in every form that leaks take.
-    """
-    key = f"sk-ant-api03-{random_body()}AA"
-    part = key[30:50]
-    files = scene.files()
-    assert leaks({"key": key.encode()}, files) == []
-    import logging
-
-    logging.getLogger("ironwork_server.test").debug("hello %s", {"x": [part]})
-    logging.getLogger("httpcore2.silenced").debug("hello %s", part)
-    logging.getLogger("ironwork_server.test").error("event", extra={"problem": key})
-    logging.getLogger("other").error("event", exc_info=_raised(ValueError(part)))
-    error = grpc.aio.AioRpcError(
-        grpc.StatusCode.INTERNAL,
-        grpc.aio.Metadata(),
-        grpc.aio.Metadata(("x-bin", base64.b64encode(key.encode()))),
-        details="no",
-    )
-    scene.evidence.error(error)
-    scene.evidence.answer(keys_pb2.MaskedKey(display_name=part))
-    with closing(sqlite3.connect(scene.service.settings.store.path)) as database:
-        database.execute("CREATE TABLE planted (value TEXT)")
-        database.execute("INSERT INTO planted VALUES (?)", (part.encode().hex(),))
-        database.commit()
-        planted = {
-            found.partition(": ")[2] for found in leaks({"key": key.encode()}, scene.files())
-        }
-    names = {entry.rpartition("/")[2] for entry in planted}
-    assert "keys.db-wal (hexadecimal)" in names
-    assert {"answers (plain)", "errors (base64)", "log-lines (plain)", "log-records (plain)"} <= (
-        names
-    )
-    records = scene.evidence.text("log-records")
-    assert records.count(part) >= 4, "arguments, fields and exceptions of records are searched"
-    assert f"ValueError('{part}')" in records
-
-
-def _raised(error: Exception) -> Exception:
-    try:
-        raise error
-    except ValueError as raised:
-        return raised
-
-
-async def test_the_search_knows_data_keys_and_the_pin(scene: Scene) -> None:
-    """Data keys and the PIN are searched for by their true bytes."""
-    assert await scene.add(scene.canary()) == "OK"
-    assert len(scene.data_keys) == 2, "the pepper's and the key's"
-    assert all(len(key) == 32 for key in scene.data_keys)
-    secrets = scene.secrets()
-    pin_file = scene.service.token.pin_file
-    assert f"PIN: {pin_file} (plain)" in leaks({"PIN": secrets["PIN"]}, [pin_file])
-    planted = scene.evidence.folder / "planted"
-    planted.write_bytes(b"x" + scene.data_keys[1][5:20].hex().encode())
-    assert leaks(secrets, scene.files()) == [f"data key 1: {planted} (hexadecimal)"]
 
 
 def _adding(key: str) -> keys_pb2.AddKeyRequest:
