@@ -12,6 +12,8 @@ import grpc
 import pytest
 
 from ironwork.keys.v1 import audit_pb2, keys_pb2
+from ironwork_client import KeyState, MaskedKey
+from ironwork_client.cli import _output
 from ironwork_client.cli.main import main
 from unit.client import scripted_server as scripted
 from unit.client.scripted_server import status
@@ -153,7 +155,7 @@ def test_list_shows_masks_and_which_is_current(run, requests: list[object]) -> N
         "first",
         "active",
         "org-1",
-        "2026-11-23 09:00:00Z",
+        "2026-11-23 09:00Z",
         "never",
         ID,
     ):
@@ -164,6 +166,33 @@ def test_list_shows_masks_and_which_is_current(run, requests: list[object]) -> N
     assert "[red]" in second
     code, out, _ = run("keys", "list", "--json")
     assert [key["state"] for key in json.loads(out)["keys"]] == ["ACTIVE", "REJECTED_BY_ANTHROPIC"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_ids_stay_whole_on_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is to be copied is never broken over lines: the id, the organisation, the mask."""
+    monkeypatch.setattr("ironwork_client.cli._output._PIPE_WIDTH", width)
+    organization = "5f0c6c1e-9b1d-4c57-8f0e-2f3b8a7d6c10"
+    key = MaskedKey(
+        NAME,
+        "a long name for a key",
+        "sk-ant-api…wxyz",
+        KeyState.REJECTED_BY_ANTHROPIC,
+        True,
+        organization,
+        None,
+        "",
+        None,
+        None,
+        None,
+    )
+    _output.print_keys([key])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    for whole in (ID, organization, "sk-ant-api…wxyz"):
+        assert any(whole in line for line in lines), whole
 
 
 def test_an_empty_list_says_what_to_do(run, scripted_server: Server) -> None:

@@ -25,7 +25,7 @@ def add(arguments: argparse.Namespace, profile: Profile) -> int:
         console.print(
             "Anthropic accepts the key. It is kept encrypted, and is the current key now."
         )
-        console.print(_output.keys_table([added]))
+        _output.print_keys([added])
     return 0
 
 
@@ -35,7 +35,7 @@ def list_keys(arguments: argparse.Namespace, profile: Profile) -> int:
     if arguments.json:
         _output.print_json({"keys": [_output.key_fields(key) for key in keys]})
     elif keys:
-        _output.console().print(_output.keys_table(keys))
+        _output.print_keys(keys)
     else:
         _output.console().print(
             f"Workspace {profile.workspace} has no keys. Add one with: ironwork keys add"
@@ -60,7 +60,7 @@ def delete(arguments: argparse.Namespace, profile: Profile) -> int:
         console.print("The workspace has no key now; its agents are refused until one is added.")
     else:
         console.print("Current now:")
-        console.print(_output.keys_table([deleted.current]))
+        _output.print_keys([deleted.current])
     return 0
 
 
@@ -71,7 +71,7 @@ def _confirmed(client: KeyClient, name_or_id: str) -> bool:
     key = _find(client, name_or_id)
     if key is not None:
         # One that is not found is the service's to refuse, after the same question.
-        console.print(_output.keys_table([key]))
+        _output.print_keys([key], stderr=True)
     console.print("Destroy this key? It cannot be brought back. [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 

@@ -18,6 +18,9 @@ from ironwork_client.keys import DeletedKey, KeyState, MaskedKey
 
 # A file or a pipe has no width: wide enough that nothing is folded.
 _PIPE_WIDTH: Final = 220
+# What a key's line takes, with the ids of 36 characters each and a name of some length.
+_WIDE: Final = 175
+_MASK_WIDTH: Final = 15
 _STATES: Final = {
     KeyState.ACTIVE: ("active", "green"),
     KeyState.REJECTED_BY_ANTHROPIC: ("rejected by Anthropic", "bold red"),
@@ -37,6 +40,12 @@ def safe(value: str, style: str = "") -> Text:
     return Text(
         "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value), style
     )
+
+
+def print_keys(keys: Iterable[MaskedKey], *, stderr: bool = False) -> None:
+    """The keys as a table that fits."""
+    to = console(stderr=stderr)
+    to.print(keys_table(keys, to.width))
 
 
 def print_json(value: object) -> None:
@@ -88,26 +97,63 @@ def error_fields(error: IronworkError) -> dict[str, object]:
     }
 
 
-def keys_table(keys: Iterable[MaskedKey]) -> Table:
-    """One line for each key; ● marks the one that the next Claude request uses."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("key", no_wrap=True)
-    for title in ("name", "state", "organisation", "created", "last used", "id"):
-        table.add_column(title, overflow="fold")
+def keys_table(keys: Iterable[MaskedKey], width: int) -> Table:
+    """The keys; ● marks the one that the next Claude request uses. A line for each where width
+    allows (a pipe always does), else two, so that ids stay whole and can be copied.
+    """
+    return _wide_table(keys) if width >= _WIDE else _stacked_table(keys)
+
+
+def _wide_table(keys: Iterable[MaskedKey]) -> Table:
+    table = _table("", "key", "name", "state", "organisation", "created", "last used", "id")
     for key in keys:
-        state, style = _STATES[key.state]
         table.add_row(
-            Text("●" if key.current else "", "green"),
-            safe(key.mask, "bold" if key.current else ""),
+            _mark(key),
+            _mask(key),
             safe(key.display_name or "–"),
-            Text(state, style),
+            _state(key),
             safe(key.organization_id or "–"),
             Text(shown(key.created_at)),
             Text(shown(key.last_used_at, never="never")),
             safe(key.key_id),
         )
     return table
+
+
+def _stacked_table(keys: Iterable[MaskedKey]) -> Table:
+    table = _table("", "key\nstate", "name", "created\nlast used", "id\norganisation")
+    for column in table.columns[1:3]:
+        column.no_wrap = False
+    table.columns[1].min_width = _MASK_WIDTH
+    table.padding = (0, 1, 0, 0)
+    for key in keys:
+        table.add_row(
+            _mark(key),
+            Text("\n").join((_mask(key), _state(key))),
+            safe(key.display_name or "–"),
+            Text(f"{shown(key.created_at)}\n{shown(key.last_used_at, never='never')}"),
+            Text("\n").join((safe(key.key_id), safe(key.organization_id or "–", "dim"))),
+        )
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in titles:
+        table.add_column(title, no_wrap=True, overflow="fold")
+    return table
+
+
+def _mark(key: MaskedKey) -> Text:
+    return Text("●" if key.current else "", "green")
+
+
+def _mask(key: MaskedKey) -> Text:
+    return safe(key.mask, "bold" if key.current else "")
+
+
+def _state(key: MaskedKey) -> Text:
+    return Text(*_STATES[key.state])
 
 
 def audit_table() -> Table:
@@ -150,8 +196,8 @@ def audit_row(record: AuditRecord) -> list[Text]:
 
 
 def shown(time: datetime | None, *, never: str = "–") -> str:
-    """A time for people, to the second, UTC."""
-    return never if time is None else time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    """A time for people, to the minute, UTC."""
+    return never if time is None else time.astimezone(UTC).strftime("%Y-%m-%d %H:%MZ")
 
 
 def _rfc3339(time: datetime | None) -> str | None:
