@@ -1,13 +1,15 @@
 """Fixtures of the client's tests: a scripted server, a profile for it, a guard for leftovers."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
-from ironwork_client import Profile
+from ironwork_client import AsyncWithKeyTransport, Profile, WithKeyTransport
 from unit.client import scripted_server as scripted
 
 
@@ -49,3 +51,28 @@ def no_thread_left() -> Iterator[None]:
             return
         left[0].join(0.1)
     pytest.fail(f"threads left behind: {left}")
+
+
+@pytest.fixture
+def transport(profile: Profile) -> WithKeyTransport:
+    return WithKeyTransport(profile, task="t1", agent="a1")
+
+
+@pytest.fixture
+def client(transport: WithKeyTransport) -> Iterator[httpx2.Client]:
+    with httpx2.Client(transport=transport) as made:
+        yield made
+
+
+@pytest.fixture
+def atransport(profile: Profile) -> AsyncWithKeyTransport:
+    return AsyncWithKeyTransport(profile)
+
+
+@pytest.fixture
+async def aclient(atransport: AsyncWithKeyTransport) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(transport=atransport) as made:
+        yield made
+    # Nothing of the transport's outlives it.
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert not [task for task in left if "ironwork_client" in repr(task)], left
