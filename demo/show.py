@@ -19,7 +19,7 @@ class Show:
     """The terminal. Every `claim` is checked: a false one fails the demo."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False)
         self._step = 0
 
     def title(self, text: str, subtitle: str) -> None:
@@ -35,17 +35,19 @@ class Show:
 
     def claim(self, claim: str, holds: bool) -> None:
         """A checked statement."""
-        self.console.print(f"   [green]✓[/] {claim}" if holds else f"   [red]✗ {claim}[/]")
+        mark = "[green]✓[/]" if holds else "[red]✗[/]"
+        self.console.print(f"   {mark} {claim}", soft_wrap=True)
         if not holds:
             raise Unexpected(claim)
 
     def note(self, text: str) -> None:
         """Something worth saying."""
-        self.console.print(f"   [dim]{text}[/]")
+        self.console.print(f"   [dim]{text}[/]", soft_wrap=True)
 
     def code(self, text: str) -> None:
         """What a user would write."""
-        self.console.print(Text("\n".join(f"   │ {line}" for line in text.splitlines()), "magenta"))
+        lines = "\n".join(f"   │ {line}" for line in text.splitlines())
+        self.console.print(Text(lines, "magenta"), soft_wrap=True)
 
     def keys(self, keys: Sequence[MaskedKey]) -> None:
         """The masked list."""

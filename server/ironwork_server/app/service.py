@@ -192,6 +192,8 @@ async def _listen(
             ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+            # gRPC's own pings would hold the keepalive back for a minute.
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ],
     )
