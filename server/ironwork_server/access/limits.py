@@ -179,8 +179,8 @@ class RefusalAggregator:
         return self._summary(reason, window, now)
 
     def due(self) -> list[RefusalSummary]:
-        """Summaries of the windows that have ended; to be asked for at intervals, and at the end
-        of serving. A reason that was quiet for a whole window is forgotten.
+        """Summaries of the windows that have ended; to be asked for at intervals. A reason that was
+        quiet for a whole window is forgotten.
         """
         now = self._clock()
         found = [self._summary(reason, window, now) for reason, window in self._windows.items()]
@@ -192,6 +192,18 @@ class RefusalAggregator:
         for reason in quiet:
             del self._windows[reason]
         return [summary for summary in found if summary is not None]
+
+    def rest(self) -> list[RefusalSummary]:
+        """What no summary has told of, whether or not its window has ended: for the end of serving.
+        All is forgotten.
+        """
+        now = self._clock()
+        windows, self._windows = self._windows, {}
+        return [
+            RefusalSummary(reason, window.count, now - window.began)
+            for reason, window in windows.items()
+            if window.count
+        ]
 
     def _summary(self, reason: str, window: _Window, now: float) -> RefusalSummary | None:
         seconds = now - window.began

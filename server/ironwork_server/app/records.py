@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -38,7 +38,7 @@ class ServiceRecords:
         finally:
             flushing.cancel()
             await asyncio.wait([flushing])
-            await self._flush()
+            await self._flush(self._refusals.rest())
             await self._write_or_log("service.stop", success=True)
 
     def refused(self, reason: str) -> None:
@@ -65,12 +65,13 @@ class ServiceRecords:
     async def _flush_regularly(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_INTERVAL_S)
-            await self._flush()
+            await self._flush(self._refusals.due())
 
-    async def _flush(self) -> None:
-        summaries = [*self._pending, *self._refusals.due()]
-        self._pending.clear()
-        for summary in summaries:
+    async def _flush(self, summaries: Sequence[RefusalSummary]) -> None:
+        self._pending += summaries
+        # One by one, so that a flush that is cut short leaves the rest to the next.
+        while self._pending:
+            summary = self._pending.pop(0)
             log.warning("peer.refused", extra={"reason": summary.reason, "count": summary.count})
             await self._write_or_log(
                 "auth.refused",

@@ -187,6 +187,17 @@ def test_reasons_are_counted_apart_and_flushed_without_a_further_refusal() -> No
     assert aggregator.due() == []
 
 
+def test_the_end_leaves_no_count_untold() -> None:
+    """rest() tells of windows that have not ended too, once."""
+    clock = Clock()
+    aggregator = RefusalAggregator(window_s=10, clock=clock)
+    for reason in "AAAB":
+        aggregator.refused(reason)
+    clock.time += 4
+    assert aggregator.rest() == [RefusalSummary("A", 2, 4)]
+    assert aggregator.rest() == []
+
+
 def test_a_reason_that_falls_quiet_is_forgotten() -> None:
     """After a quiet window the next refusal is a first one again."""
     clock = Clock()
