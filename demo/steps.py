@@ -25,7 +25,7 @@ from ironwork_client import (
     WithKeyTransport,
 )
 
-MODEL = "claude-sonnet-4-5"
+MODEL = "claude-sonnet-5-5"
 DEADLINE_S = 20
 SDK = """client = anthropic.Anthropic(
     api_key="held-by-ironwork",
