@@ -13,9 +13,10 @@ import grpc
 import pytest
 
 from fixtures.agent import message_body
-from fixtures.scene import CALL_S, Scene, random_body
+from fixtures.scene import CALL_S, MakeScene, Scene, random_body
 from fixtures.server import AGENT, AUDITOR, PARENT
 from ironwork.keys.v1 import audit_pb2, keys_pb2
+from ironwork_server.upstream import AnthropicKeyValidator, UpstreamEndpoint
 from ironwork_simulator import Behaviour
 
 OTHER_ORGANIZATION = "9a4b2f1e-0000-4000-8000-2f3b8a7d6c10"
@@ -76,9 +77,15 @@ async def test_a_key_that_cannot_be_verified_leaves_no_trace(scene: Scene) -> No
 
 
 async def test_a_validation_that_hangs_leaves_no_trace(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a validation past its deadline nor one whose caller has gone tells the key."""
+    # Before the service is built: the deadline is the validator's default.
+    monkeypatch.setitem(AnthropicKeyValidator.__init__.__kwdefaults__, "deadline_s", 1.0)
+    scene = await make_scene()
+    scene.simulator.script(None, Behaviour(hang=True), times=None)
+    assert await scene.add(scene.canary()) == "ANTHROPIC_UNAVAILABLE"
+    scene.simulator.clear()
     scene.simulator.script(None, Behaviour(hang=True), times=None)
     short = scene.service.keys().AddKey(_adding(scene.canary()), timeout=CALL_S)
     await scene.simulator.wait_for_request(1)
@@ -86,6 +93,31 @@ async def test_a_validation_that_hangs_leaves_no_trace(
     await scene.simulator.disconnected(1)
     deadline = scene.service.keys().AddKey(_adding(scene.canary()), timeout=0.5)
     assert await scene.ask(deadline) == "DEADLINE_EXCEEDED"
+    await scene.expect_no_leak()
+
+
+async def test_a_key_is_not_sent_to_another_host(make_scene: MakeScene) -> None:
+    """Where something else stands in Anthropic's place, no key is sent to it, neither one that is
+    being added nor one that is stored; and none is told to anybody.
+    """
+    scene = await make_scene()
+    key = scene.canary()
+    assert await scene.add(key) == "OK"
+    await scene.service.stop()  # type: ignore[attr-defined]
+    simulator = scene.service.simulator
+    imposter = UpstreamEndpoint(
+        "api.elsewhere.example",
+        simulator.port,
+        ca_file=simulator.ca_file,
+        connect_address="127.0.0.1",
+    )
+    scene = await make_scene(endpoint=imposter)
+    scene.watch(key)
+    scene.simulator.clear()
+    assert await scene.add(scene.canary()) == "ANTHROPIC_UNAVAILABLE"
+    answer = await (await scene.agent()).message()
+    assert (answer.reason, answer.end.sent_upstream) == ("UPSTREAM_TLS_UNTRUSTED", False)
+    assert list(scene.simulator.requests) == []
     await scene.expect_no_leak()
 
 
