@@ -214,3 +214,24 @@ def test_an_identity_rule_that_cannot_be_used(
     """The line shows the rule and what is wrong with it."""
     ready.settings["identity"]["rules"] = [rule]
     assert says in refusal(ready)
+
+
+def test_a_master_key_of_an_unknown_kind(ready: Production, refusal: Refusal) -> None:
+    """A scheme that this build does not know is answered with those that it knows."""
+    ready.settings["master_key"] = {"uris": ["awskms:///alias/ironwork"]}
+    assert "it knows `pkcs11:`" in refusal(ready)
+
+
+def test_default_policies_are_written_once(
+    production: Production, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`policy init` writes the default roles into an empty folder, and never over policies."""
+    folder = production.folder / "policy"
+    written = folder / "roles.cedar"
+    before = written.read_bytes()
+    config = str(production.write())
+    assert main(["policy", "init", "--config", config]) == 1
+    assert "nothing was changed" in capsys.readouterr().err
+    written.unlink()
+    assert main(["policy", "init", "--config", config]) == 0
+    assert written.read_bytes() == before

@@ -37,6 +37,9 @@ def _refuse_dev_certificates(settings: Settings) -> None:
 def _refuse_dev_tokens(settings: Settings) -> list[Path]:
     pins = []
     for uri in settings.master_key.uris:
+        if not uri.lower().startswith("pkcs11:"):
+            # open_backend says which schemes there are.
+            continue
         parsed = parse_pkcs11_uri(uri)
         if parsed.token is None:
             # By its serial number or slot a dev token could not be told from another.

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="run the service"))
     _add_master_key(commands.add_parser("master-key", help="create or list master-key versions"))
     _add_db(commands.add_parser("db", help="migrate the database, or say where it stands"))
+    _add_policy(commands.add_parser("policy", help="write the default policies"))
     _add_leakcheck(commands.add_parser("leakcheck", help="look for a key in files"))
     return parser
 
@@ -99,6 +100,13 @@ def _add_db(parser: argparse.ArgumentParser) -> None:
         sub = commands.add_parser(name, help=text)
         _add_config(sub)
         sub.set_defaults(command=command)
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    init = commands.add_parser("init", help="write the default roles into policy.folder")
+    _add_config(init)
+    init.set_defaults(command=_policy_init)
 
 
 def _add_leakcheck(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +165,12 @@ def _db_status(options: argparse.Namespace) -> int:
     from ironwork_server.cli.db import status
 
     return status(options.config)
+
+
+def _policy_init(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.policy import init
+
+    return init(options.config)
 
 
 def _leakcheck(options: argparse.Namespace) -> int:
