@@ -35,6 +35,7 @@ from ironwork_server.core.values import (
 )
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.masked import MaskedKey, decode_answer, encode_answer, mask_row
+from ironwork_server.custody.uninterrupted import uninterrupted
 from ironwork_server.custody.vault import Vault
 
 METHOD = Action.ADD_KEY.value
@@ -92,7 +93,8 @@ class KeyAdder:
             await self._refuse_duplicate(permit, print_)
             validation = await self._validate(permit, key)
             row = await self._seal(permit, key, print_, display_name, validation)
-        return await self._save(permit, row, request_id, digest, new)
+        # To its end, although the caller may go: else the key could be kept, and the log deny it.
+        return await uninterrupted(self._save(permit, row, request_id, digest, new))
 
     async def _refuse_duplicate(self, permit: Permit, print_: bytes) -> None:
         # Only to spare Anthropic a call: what counts is the check inside the transaction.

@@ -13,6 +13,7 @@ from ironwork_server.core.values import Action, Phase, Replay, StoredKey
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.in_flight import InFlight
 from ironwork_server.custody.masked import MaskedKey, decode_answer, encode_answer, mask_row
+from ironwork_server.custody.uninterrupted import uninterrupted
 from ironwork_server.store import TraceRemains
 
 METHOD = Action.DELETE_KEY.value
@@ -49,10 +50,23 @@ class KeyDeleter:
         # Nothing here is secret, and deleting must not need the HSM: a plain hash.
         digest = hashlib.sha256(f"{METHOD} {permit.workspace} {key_id}".encode()).digest()
 
-        try:
-            found, current = await self._store.delete(
-                permit.workspace, key_id, replay=_keeper(permit.workspace, wanted, digest)
+        # To its end, although the caller may go: else the row would be gone, and the log deny it.
+        return await uninterrupted(
+            self._destroy(
+                permit, key_id, _keeper(permit.workspace, wanted, digest), digest, cancel_in_flight
             )
+        )
+
+    async def _destroy(
+        self,
+        permit: Permit,
+        key_id: str,
+        keep: Callable[[StoredKey | None], Replay] | None,
+        digest: bytes,
+        cancel_in_flight: bool,
+    ) -> Deleted:
+        try:
+            found, current = await self._store.delete(permit.workspace, key_id, replay=keep)
         except AlreadyAnswered as first:
             return await self._repeat(permit, key_id, first.replay, digest, cancel_in_flight)
         except TraceRemains:

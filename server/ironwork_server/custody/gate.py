@@ -30,6 +30,7 @@ from ironwork_server.core.values import (
     Principal,
     Resource,
 )
+from ironwork_server.custody.uninterrupted import checkpoint, uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,10 @@ class Permit:
         )
 
     async def before(self, event: AuditEvent) -> AuditReference:
-        """Make an intent durable; the act may follow when this returns."""
-        (reference,) = await self._journal.append(event)
+        """Make an intent durable; the act may follow when this returns. Whoever is cancelled
+        meanwhile is so afterwards, where an outcome is recorded for what the log holds.
+        """
+        (reference,) = await uninterrupted(self._journal.append(event))
         return reference
 
     def after(self, event: AuditEvent) -> None:
@@ -249,20 +252,20 @@ class Gate:
         details: dict[str, str | int],
     ) -> Permit:
         correlation_id = str(uuid.uuid4())
-        (intent,) = await self._journal.append(
-            AuditEvent(
-                phase=Phase.INTENT,
-                operation=action.value,
-                correlation_id=correlation_id,
-                time=datetime.now(UTC),
-                principal=principal.spiffe_id,
-                role=principal.role,
-                workspace=resource.workspace or "",
-                key_id=resource.key_id or "",
-                claims=claims,
-                details={"policy_version": self._policy().version, **details},
-            )
+        event = AuditEvent(
+            phase=Phase.INTENT,
+            operation=action.value,
+            correlation_id=correlation_id,
+            time=datetime.now(UTC),
+            principal=principal.spiffe_id,
+            role=principal.role,
+            workspace=resource.workspace or "",
+            key_id=resource.key_id or "",
+            claims=claims,
+            details={"policy_version": self._policy().version, **details},
         )
+        # A caller that goes now gets its outcome too: no intent is left open.
+        (intent,) = await uninterrupted(self._journal.append(event))
         return Permit(
             _MINT,
             principal=principal,
@@ -277,6 +280,7 @@ class Gate:
     @asynccontextmanager
     async def _recorded(self, permit: Permit) -> AsyncIterator[None]:
         try:
+            await checkpoint()
             yield
         except IronworkError as error:
             await self._close(permit, success=False, reason=error.reason)

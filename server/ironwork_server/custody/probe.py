@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from ironwork_hsm import HsmError, KeyWrapper
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, Phase
+from ironwork_server.custody.uninterrupted import uninterrupted
 from ironwork_server.custody.vault import map_hsm_error
 
 
@@ -24,25 +25,27 @@ class MasterKeyProbe:
 
     async def _check(self, wrapper: KeyWrapper) -> None:
         correlation_id = str(uuid.uuid4())
-        (intent,) = await self._journal.append(_event(wrapper, correlation_id, Phase.INTENT))
+        intent = _event(wrapper, correlation_id, Phase.INTENT)
+        (reference,) = await uninterrupted(self._journal.append(intent))
+        success, reason = False, "INTERRUPTED"
         try:
             await wrapper.check()
+            success, reason = True, ""
         except HsmError as error:
             mapped = map_hsm_error(error)
-            await self._journal.append(
-                _event(
-                    wrapper,
-                    correlation_id,
-                    Phase.OUTCOME,
-                    success=False,
-                    reason=mapped.reason,
-                    intent_index=intent.index,
-                )
-            )
+            reason = mapped.reason
             raise mapped from None
-        await self._journal.append(
-            _event(wrapper, correlation_id, Phase.OUTCOME, success=True, intent_index=intent.index)
-        )
+        finally:
+            # Also where health's deadline cancels it: a hanging HSM must leave no intent open.
+            outcome = _event(
+                wrapper,
+                correlation_id,
+                Phase.OUTCOME,
+                success=success,
+                reason=reason,
+                intent_index=reference.index,
+            )
+            await self._journal.append(outcome)
 
 
 def _event(

@@ -30,6 +30,7 @@ from ironwork_server.core.ports import KeyStore
 from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import Action, Phase, SealedKey, StoredKey
 from ironwork_server.custody.gate import Permit
+from ironwork_server.custody.uninterrupted import checkpoint
 
 HSM_RETRY_S = 5.0
 
@@ -135,6 +136,7 @@ class Vault:
         )
         success, reason = False, "INTERRUPTED"
         try:
+            await checkpoint()
             yield
             success, reason = True, ""
             self._on_health(True)
