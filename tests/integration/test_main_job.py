@@ -1,5 +1,7 @@
 """The main job on real parts: add, use, rotate, delete."""
 
+import asyncio
+
 import grpc
 import pytest
 
@@ -42,6 +44,23 @@ async def test_rotation_takes_effect_on_the_very_next_request(service: TestServi
         second,
     ]
     await agent.close()
+
+
+async def test_a_hundred_simultaneous_adds_of_one_key_leave_one(service: TestService) -> None:
+    """However many callers add one key at once, one adds it, and the others are told its name."""
+    stub, key = service.keys(), service.simulator.make_key().encode()
+
+    async def add() -> str:
+        try:
+            added = await stub.AddKey(keys_pb2.AddKeyRequest(parent=PARENT, api_key=key))
+        except grpc.aio.AioRpcError as error:
+            return f"{error.code().name} {reason_of(status_of(error))}"
+        return added.key.name
+
+    answers = sorted(await asyncio.gather(*(add() for _ in range(100))))
+    assert answers[:99] == ["ALREADY_EXISTS KEY_EXISTS"] * 99
+    listed = await stub.ListMasked(keys_pb2.ListMaskedRequest(parent=PARENT))
+    assert [masked.name for masked in listed.keys] == answers[99:]
 
 
 async def test_another_workspaces_agent_is_refused(service: TestService) -> None:

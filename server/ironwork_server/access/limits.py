@@ -22,16 +22,14 @@ OTHER_REASONS = "OTHER"
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """Settings under `limits`. All are positive whole numbers; stream_age_s is in seconds."""
+    """Settings under `limits`. All are positive whole numbers."""
 
     streams_per_principal: int = 256
     streams_per_workspace: int = 1024
     requests_per_principal: int = 256
     requests_per_workspace: int = 1024
-    unary_per_principal: int = 16
-    unary_per_workspace: int = 64
-    # A stream is asked to reconnect at this age, so that load spreads over new replicas.
-    stream_age_s: int = 3600
+    unary_per_principal: int = 128
+    unary_per_workspace: int = 256
 
     def __post_init__(self) -> None:
         """Raises AccessConfigurationError, naming the setting."""

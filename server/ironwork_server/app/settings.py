@@ -113,8 +113,8 @@ class Limits(_Section):
     streams_per_workspace: Count = 1024
     requests_per_principal: Count = 256
     requests_per_workspace: Count = 1024
-    unary_per_principal: Count = 16
-    unary_per_workspace: Count = 64
+    unary_per_principal: Count = 128
+    unary_per_workspace: Count = 256
     max_keys: Count = 100
     streams_per_connection: Count = 256
 

@@ -93,6 +93,12 @@ def succeeded(custody: Custody, operation: str) -> list[bool]:
     ]
 
 
+async def settled(custody: Custody) -> None:
+    """Outcomes are written; so is what the store was asked to write, since it writes in order."""
+    await custody.gate.settle()
+    await custody.store.next_sequence()
+
+
 def nothing_is_held(custody: Custody) -> None:
     assert custody.gate._limits.open_counts() == {"streams": 0, "requests": 0, "unary": 0}
     assert not custody.gate._limits._counts
@@ -125,7 +131,7 @@ async def test_cancelled_addition(custody: Custody, data_keys: list[bytearray]) 
 
     async def check() -> None:
         nonlocal saved
-        await custody.gate.settle()
+        await settled(custody)
         nothing_is_held(custody)
         assert not any(any(key) for key in data_keys)
         row = await custody.store.current(WORKSPACE)
@@ -147,7 +153,7 @@ async def test_cancelled_change_of_organisation(custody: Custody) -> None:
 
     async def check() -> None:
         nonlocal changes
-        await custody.gate.settle()
+        await settled(custody)
         rows = await custody.store.page(WORKSPACE, before_sequence=None, limit=5)
         for row in rows[:-1]:
             changes += 1
@@ -171,7 +177,7 @@ async def test_cancelled_deletion(custody: Custody) -> None:
 
     async def check() -> None:
         nonlocal row
-        await custody.gate.settle()
+        await settled(custody)
         nothing_is_held(custody)
         gone = await custody.store.current(WORKSPACE) is None
         assert custody.journal.was_deleted(WORKSPACE, row.key_id) is gone
