@@ -166,13 +166,15 @@ class Gate:
         self._policy = policy
         self._limits = limits
         self._journal = journal
+        # Done when its admission is over: a call is seen to its end also when its RPC has ended.
+        self._open: set[asyncio.Future[None]] = set()
         # Outcomes still being written for calls whose task was cancelled; each ends by itself.
         self._closing: set[asyncio.Task[None]] = set()
 
     async def check(
         self, principal: Principal, action: Action, resource: Resource, claims: Claims
     ) -> None:
-        """The policy's decision alone, for opening a stream; a refusal is recorded."""
+        """The policy's decision alone, for a stream's start; a refusal is recorded."""
         if self.permits(principal, action, resource):
             return
         error = permission_denied()
@@ -186,14 +188,13 @@ class Gate:
         return self._policy().permits(principal, action, resource.workspace)
 
     @asynccontextmanager
-    async def stream(
-        self, principal: Principal, resource: Resource, claims: Claims
-    ) -> AsyncIterator[None]:
-        """Leave to keep a WithKey stream open; each Claude request on it is admitted by itself."""
-        await self.check(principal, Action.WITH_KEY, resource, claims)
-        async with self._counted(
-            self._limits.stream(principal), principal, Action.WITH_KEY, resource, claims
-        ):
+    async def stream(self, principal: Principal, claims: Claims) -> AsyncIterator[None]:
+        """A place among the open WithKey streams, and nothing else: `check` decides whether this
+        one may be used, and each Claude request on it is admitted by itself.
+        """
+        own = Resource(principal.workspace)
+        limit = self._limits.stream(principal)
+        async with self._counted(limit, principal, Action.WITH_KEY, own, claims):
             yield
 
     @asynccontextmanager
@@ -279,6 +280,17 @@ class Gate:
 
     @asynccontextmanager
     async def _recorded(self, permit: Permit) -> AsyncIterator[None]:
+        over = asyncio.get_running_loop().create_future()
+        self._open.add(over)
+        try:
+            async with self._with_outcome(permit):
+                yield
+        finally:
+            self._open.discard(over)
+            over.set_result(None)
+
+    @asynccontextmanager
+    async def _with_outcome(self, permit: Permit) -> AsyncIterator[None]:
         try:
             await checkpoint()
             yield
@@ -307,7 +319,9 @@ class Gate:
             log.error("audit.outcome_lost")
 
     async def settle(self) -> None:
-        """Wait until every outcome under way is written; for shutdown."""
+        """Wait until every call is over and its outcome written; for shutdown, when none begins."""
+        if self._open:
+            await asyncio.wait(self._open, timeout=OUTCOME_DEADLINE_S)
         if self._closing:
             await asyncio.wait(self._closing, timeout=OUTCOME_DEADLINE_S)
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from ironwork_server.core.errors import InvalidRequest, permission_denied
 from ironwork_server.core.values import Claims, Resource
@@ -62,7 +63,9 @@ class Chain:
 
 
 class TableInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses every method that has no row in the table, whatever is registered."""
+    """Refuses every method that has no row in the table, whatever is registered, and requests that
+    cannot be read, of which gRPC would tell the caller in protobuf's words.
+    """
 
     async def intercept_service(
         self,
@@ -71,8 +74,53 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """See grpc.aio.ServerInterceptor."""
         if handler_call_details.method in TABLE:
-            return await continuation(handler_call_details)
+            return _reading(await continuation(handler_call_details))
         return _REFUSED
+
+
+def _reading(registered: Handler) -> Handler:
+    """The same handler; a message that cannot be read is None to it, or refused where it is the
+    request. Stream handlers see to theirs.
+    """
+    if registered is None:
+        return None
+    handler: Any = registered  # the stubs know the synchronous kind only
+    reading = {
+        "request_deserializer": _forgiving(handler.request_deserializer),
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary:
+        return grpc.unary_unary_rpc_method_handler(_readable(handler.unary_unary), **reading)
+    if handler.unary_stream:
+        return grpc.unary_stream_rpc_method_handler(_readable(handler.unary_stream), **reading)
+    return grpc.stream_stream_rpc_method_handler(handler.stream_stream, **reading)
+
+
+def _forgiving(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
+def _readable(act: Callable[[Any, Context], Awaitable[T]]) -> Callable[[Any, Context], Any]:
+    async def readable(request: Any, context: Context) -> T:
+        if request is None:
+            await abort(context, to_status(unreadable()))
+        return await act(request, context)
+
+    return readable
+
+
+def unreadable() -> InvalidRequest:
+    """What came is no message of this method."""
+    return InvalidRequest(
+        "The request cannot be read: it is not the protobuf message that this method takes.",
+        reason="MESSAGE_MALFORMED",
+    )
 
 
 async def _refuse(requests: object, context: Context) -> None:

@@ -17,10 +17,11 @@ from ironwork.keys.v1 import keys_pb2
 from ironwork_server.core.errors import Cancelled, InvalidRequest, Unavailable, permission_denied
 from ironwork_server.core.names import parse_claim, parse_workspace
 from ironwork_server.core.routes import RouteTable
-from ironwork_server.core.values import Action, Claims, Resource
+from ironwork_server.core.values import Action, Claims, Principal, Resource
 from ironwork_server.custody.gate import Gate
 from ironwork_server.custody.use_key import KeyUser
 from ironwork_server.rpc.call import MAX_BODY_BYTES, Call, Caller
+from ironwork_server.rpc.chain import unreadable
 from ironwork_server.rpc.context import Context
 from ironwork_server.rpc.convert import timestamp
 from ironwork_server.rpc.peer import Peers, address
@@ -110,26 +111,32 @@ class WithKeyStream:
         """Identify, authorise, then serve until the first of the watchers ends."""
         parts = self._parts
         principal = parts.peers.principal(self._context)
-        start = await self._read_start()
-        # Authorised before validated, as in chain.py.
+        # Counted before it says anything: else silent streams would have no limit.
+        async with parts.gate.stream(principal, Claims(peer=address(self._context))):
+            await self._serve(await self._authorised(principal, await self._read_start()))
+
+    async def _authorised(self, principal: Principal, start: keys_pb2.Start) -> Caller:
+        """Authorised before validated, as in chain.py."""
+        peer = address(self._context)
         malformed: InvalidRequest | None = None
         workspace = principal.workspace
         try:
             workspace = parse_workspace(start.parent, field="start.parent")
         except InvalidRequest as error:
             malformed = error
-        peer = address(self._context)
-        async with parts.gate.stream(principal, Resource(workspace), Claims(peer=peer)):
-            if malformed is not None:
-                raise malformed
-            if workspace is None:
-                raise permission_denied()
-            claims = Claims(
-                task=parse_claim(start.task, field="start.task"),
-                agent=parse_claim(start.agent, field="start.agent"),
-                peer=peer,
-            )
-            await self._serve(Caller(principal, workspace, claims))
+        await self._parts.gate.check(
+            principal, Action.WITH_KEY, Resource(workspace), Claims(peer=peer)
+        )
+        if malformed is not None:
+            raise malformed
+        if workspace is None:
+            raise permission_denied()
+        claims = Claims(
+            task=parse_claim(start.task, field="start.task"),
+            agent=parse_claim(start.agent, field="start.agent"),
+            peer=peer,
+        )
+        return Caller(principal, workspace, claims)
 
     async def _serve(self, caller: Caller) -> None:
         age_at = datetime.now(UTC) + timedelta(seconds=self._settings.age_s)
@@ -170,6 +177,8 @@ class WithKeyStream:
     async def _read(self) -> keys_pb2.WithKeyRequest | None:
         """The next message; None when the client has closed its side."""
         message = await self._context.read()
+        if message is None:
+            raise unreadable()
         return None if message is grpc.aio.EOF else message
 
     async def _read_start(self) -> keys_pb2.Start:

@@ -90,12 +90,12 @@ async def test_open_streams_are_counted_and_their_refusal_recorded(custody: Cust
         limits=Limits(LimitSettings(streams_per_principal=1)),
         journal=custody.journal,
     )
-    principal, resource = a_principal("agent"), Resource("acme")
-    async with gate.stream(principal, resource, Claims()):
+    principal = a_principal("agent")
+    async with gate.stream(principal, Claims()):
         with pytest.raises(LimitExceeded):
-            async with gate.stream(principal, resource, Claims()):
+            async with gate.stream(principal, Claims()):
                 pytest.fail("opened")
-    async with gate.stream(principal, resource, Claims()):
+    async with gate.stream(principal, Claims()):
         pass
     (entry,) = custody.entries()
     assert entry.event.reason == "LIMIT_OPEN_STREAMS_PRINCIPAL"
