@@ -58,6 +58,8 @@ MAX_MESSAGE_BYTES = 11 * 1024 * 1024
 KEEPALIVE_S = 20
 KEEPALIVE_TIMEOUT_S = 10
 MAX_CONNECTION_AGE_S = 3600
+# For TLS to be agreed on. A connection that says nothing costs a file descriptor until then.
+HANDSHAKE_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ async def _listen(
             ("grpc.max_metadata_size", 16 * 1024),
             # Connections keep the trust roots they were made with; streams on them may finish.
             ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
             # gRPC's own pings would hold the keepalive back for a minute.
@@ -240,7 +243,8 @@ async def _watch_tls(
 
 
 async def _open_wrapper(stack: AsyncExitStack, uri: str) -> KeyWrapper:
-    wrapper = await open_backend(uri)
+    # Without its own trial, which would be an HSM operation without a record: the probe follows.
+    wrapper = await open_backend(uri, allow_missing=True)
     stack.push_async_callback(wrapper.close)
     return wrapper
 

@@ -1,0 +1,124 @@
+"""A hostile peer at the whole service's edge: what it sends, leaves out, or breaks off."""
+
+from __future__ import annotations  # the generated stubs' async classes exist for types only
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import grpc
+import pytest
+
+from fixtures.agent import Agent, reason_of, status_of
+from fixtures.server import AGENT, PARENT, StartService, TestService
+from ironwork.keys.v1 import keys_pb2
+from ironwork_hsm.pkcs11 import gcm
+from ironwork_server.app import service as composition
+
+CALL_S = 20.0
+KEYS = "/ironwork.keys.v1.KeyService"
+AUDIT = "/ironwork.keys.v1.AuditService"
+HEALTH = "/grpc.health.v1.Health"
+NO_MESSAGE = b"\xff" * 40
+
+
+def outcomes(folder: Path, operation: str) -> list[str]:
+    """The statuses of an operation's outcomes in the journal."""
+    lines = (folder / "audit" / "journal.jsonl").read_bytes().splitlines()[1:]
+    events = [json.loads(line) for line in lines]
+    return [
+        event["status"]
+        for event in events
+        if event.get("api", {}).get("operation") == operation
+        and event["unmapped"]["phase"] == "outcome"
+    ]
+
+
+@pytest.mark.parametrize(
+    "method", [f"{KEYS}/AddKey", f"{KEYS}/DeleteKey", f"{AUDIT}/ListEntries", f"{HEALTH}/Check"]
+)
+async def test_unreadable_request(service: TestService, method: str) -> None:
+    """A request that is no message is refused in our words, not in protobuf's."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await service.channel("/nobody").unary_unary(method)(NO_MESSAGE, timeout=CALL_S)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert reason_of(status_of(error.value)) == "MESSAGE_MALFORMED"
+    assert "DecodeError" not in error.value.details()
+
+
+async def test_unreadable_watch(service: TestService) -> None:
+    """So is the request of a stream of answers."""
+    watch = service.channel("/nobody").unary_stream(f"{HEALTH}/Watch")(NO_MESSAGE, timeout=CALL_S)
+    assert await watch.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_unreadable_message_on_a_stream(service: TestService) -> None:
+    """Bytes that are no message end a WithKey stream in our words."""
+    stream = service.channel(AGENT).stream_stream(f"{KEYS}/WithKey")(timeout=CALL_S)
+    await stream.write(NO_MESSAGE)
+    assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "DecodeError" not in await stream.details()
+
+
+async def test_silent_streams_are_limited(start_service: StartService) -> None:
+    """A stream counts from its opening: one that never says anything takes a place as well."""
+    service = await start_service(limits={"streams_per_principal": 3})
+    stub = service.keys(AGENT)
+    silent = [stub.WithKey(timeout=CALL_S) for _ in range(5)]
+    codes = {asyncio.create_task(stream.code()) for stream in silent}
+    refused: set[asyncio.Task[grpc.StatusCode]] = set()
+    while len(refused) < 2:
+        done, codes = await asyncio.wait(codes, return_when=asyncio.FIRST_COMPLETED)
+        refused |= done
+    assert {task.result() for task in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert len(codes) == 3
+    for stream in silent:
+        stream.cancel()
+    agent = Agent(service.keys("/workspace/acme/agent/other"))
+    await agent.start()  # another principal's place is its own
+    await agent.close()
+
+
+async def test_connection_without_handshake(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection on which nobody agrees on TLS is closed at the handshake's deadline."""
+    assert composition.HANDSHAKE_S <= 10
+    monkeypatch.setattr(composition, "HANDSHAKE_S", 1)
+    service = await start_service()
+    with socket.create_connection(("127.0.0.1", service.service.port)) as silent:
+        silent.setblocking(False)
+        received = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(silent, 1), CALL_S)
+    assert received == b""
+
+
+async def test_no_hsm_operation_without_a_record(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start tries the master key as often as the log says, and no more."""
+    trials: list[object] = []
+    round_trip = gcm.round_trip
+
+    def counted(key: object) -> bool:
+        trials.append(key)
+        return round_trip(key)
+
+    monkeypatch.setattr(gcm, "round_trip", counted)
+    service = await start_service()
+    assert outcomes(service.folder, "hsm.probe") == ["Success"] * len(trials)
+
+
+async def test_deletion_with_a_short_deadline(start_service: StartService) -> None:
+    """A DeleteKey whose caller does not wait for it is done and recorded as done, so that no
+    restored database revives the key.
+    """
+    service = await start_service(freshness_s=1.0)
+    key = await service.add()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await service.keys().DeleteKey(keys_pb2.DeleteKeyRequest(name=key.name), timeout=0.3)
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    listed = await service.keys().ListMasked(keys_pb2.ListMaskedRequest(parent=PARENT))
+    assert not listed.keys
+    await service.stop()
+    assert outcomes(service.folder, "DeleteKey") == ["Success"]
