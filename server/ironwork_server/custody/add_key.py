@@ -86,21 +86,20 @@ class KeyAdder:
                 display_name.encode(),
                 b"\x01" if new.allow_different_organization else b"\x00",
             )
+            # Only to spare Anthropic a call: what counts is the check inside the transaction. Read
+            # before the kept answer, so that whoever finds the key of the request that it repeats
+            # finds that request's answer, too.
+            existing = await self._store.find(permit.workspace, print_)
             if request_id is not None:
                 kept = await self._store.find_replay(permit.workspace, METHOD, request_id)
                 if kept is not None:
                     return _replayed(permit, kept, digest)
-            await self._refuse_duplicate(permit, print_)
+            if existing is not None:
+                raise _exists(permit.workspace, existing.key_id)
             validation = await self._validate(permit, key)
             row = await self._seal(permit, key, print_, display_name, validation)
         # To its end, although the caller may go: else the key could be kept, and the log deny it.
         return await uninterrupted(self._save(permit, row, request_id, digest, new))
-
-    async def _refuse_duplicate(self, permit: Permit, print_: bytes) -> None:
-        # Only to spare Anthropic a call: what counts is the check inside the transaction.
-        existing = await self._store.find(permit.workspace, print_)
-        if existing is not None:
-            raise _exists(permit.workspace, existing.key_id)
 
     async def _validate(self, permit: Permit, key: Secret) -> Validation:
         validation = await self._validator.validate(key)

@@ -16,7 +16,7 @@ from ironwork_server.core.errors import (
     PreconditionFailed,
     Unavailable,
 )
-from ironwork_server.core.values import Action, Replay, Validation, Verdict
+from ironwork_server.core.values import Action, Replay, StoredKey, Validation, Verdict
 from ironwork_server.custody.add_key import METHOD, NewKey
 from ironwork_server.custody.masked import MaskedKey, encode_answer
 
@@ -129,6 +129,22 @@ async def test_simultaneous_repetitions_get_one_answer(custody: Custody) -> None
     request_id = str(uuid.uuid4())
     answers = await asyncio.gather(*(add(custody, request_id=request_id) for _ in range(10)))
     assert len({answer.name for answer in answers}) == 1
+
+
+async def test_a_repetition_that_is_overtaken_gets_the_first_answer(custody: Custody) -> None:
+    """A repetition during whose look-ups the first request is done is answered, not refused."""
+    request_id = str(uuid.uuid4())
+    find = custody.store.find
+    answers: list[MaskedKey] = []
+
+    async def overtaken(workspace: str, fingerprint: bytes) -> StoredKey | None:
+        custody.store.find = find  # type: ignore[method-assign]
+        answers.append(await add(custody, request_id=request_id))
+        return await find(workspace, fingerprint)
+
+    custody.store.find = overtaken  # type: ignore[method-assign]
+    answers.append(await add(custody, request_id=request_id))
+    assert answers[0] == answers[1]
 
 
 async def test_a_request_id_is_not_reused_for_another_request(custody: Custody) -> None:
