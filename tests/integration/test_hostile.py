@@ -11,10 +11,16 @@ import grpc
 import pytest
 
 from fixtures.agent import Agent, reason_of, status_of
+from fixtures.pki import write_server_files
+from fixtures.processes import Running, server
+from fixtures.production import Production
 from fixtures.server import AGENT, PARENT, StartService, TestService
+from fixtures.softhsm import MakeToken
 from ironwork.keys.v1 import keys_pb2
 from ironwork_hsm.pkcs11 import gcm
 from ironwork_server.app import service as composition
+from ironwork_server.app.devpki import DevCa
+from ironwork_server.cli.main import main
 
 CALL_S = 20.0
 KEYS = "/ironwork.keys.v1.KeyService"
@@ -122,3 +128,30 @@ async def test_deletion_with_a_short_deadline(start_service: StartService) -> No
     assert not listed.keys
     await service.stop()
     assert outcomes(service.folder, "DeleteKey") == ["Success"]
+
+
+async def test_dev_certificates_brought_in_by_a_reload(
+    production: Production, make_token: MakeToken, dev_ca: DevCa
+) -> None:
+    """`serve` takes a dev CA no more while it runs than at its start: it keeps what it had, and
+    says so.
+    """
+    production.token = make_token(with_key=True)
+    production.settings["master_key"] = {"uris": [production.token.uri]}
+    config, log = str(production.write()), production.folder / "serve.log"
+    assert main(["db", "upgrade", "--config", config]) == 0
+    with server("serve", "--config", config, log=log, env=production.token.env) as running:
+        await _told(running, "service.serving")
+        write_server_files(production.folder / "tls", dev_ca)
+        event = await _told(running, "reload.failed")
+        assert "throw-away CA" in str(event["problem"])
+
+
+async def _told(running: Running, name: str) -> dict[str, object]:
+    """The log's event of this name, once it is there."""
+    async with asyncio.timeout(CALL_S):
+        while True:
+            for line in running.log.read_text().splitlines(keepends=True):
+                if line.endswith("\n") and json.loads(line)["event"] == name:
+                    return dict(json.loads(line))
+            await asyncio.sleep(0.05)

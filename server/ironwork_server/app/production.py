@@ -4,6 +4,8 @@ from pathlib import Path
 
 from ironwork_hsm.uri import parse_pkcs11_uri
 from ironwork_server import store
+from ironwork_server.access.errors import AccessConfigurationError
+from ironwork_server.access.tls import ServerTls
 from ironwork_server.app.dev.state import TOKEN_LABEL
 from ironwork_server.app.devpki import is_dev_ca
 from ironwork_server.app.settings import Settings
@@ -19,6 +21,17 @@ def check_production(settings: Settings) -> None:
     refuse_shared_place(pins, [settings.store.path])
     if store.marker(settings.store.url) == store.DEV:
         raise StartupError(f"store.url is marked dev{_NOT_IN_PRODUCTION}")
+
+
+def check_tls(tls: ServerTls) -> None:
+    """The same for certificates that are read later: a reload must not bring in what a start
+    refuses. Errors: AccessConfigurationError.
+    """
+    for name, pem in (("certificate", tls.certificate_chain), ("client_ca", tls.client_ca)):
+        if is_dev_ca(pem):
+            raise AccessConfigurationError(
+                f"tls.{name}", f"comes from a throw-away CA{_NOT_IN_PRODUCTION}"
+            )
 
 
 def _refuse_dev_certificates(settings: Settings) -> None:

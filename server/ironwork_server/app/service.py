@@ -82,13 +82,21 @@ class Service:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, endpoint: UpstreamEndpoint, *, freshness_s: float = FRESHNESS_S
+    settings: Settings,
+    endpoint: UpstreamEndpoint,
+    *,
+    freshness_s: float = FRESHNESS_S,
+    check_tls: Callable[[ServerTls], None] = lambda _: None,
 ) -> AsyncIterator[Service]:
-    """Build and start everything; drain and take it down at the end. Errors: StartupError."""
+    """Build and start everything; drain and take it down at the end. Errors: StartupError.
+
+    check_tls: raises AccessConfigurationError for certificates that are not to be used, also for
+    those that come while serving.
+    """
     refuse_debugging_loop(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
         try:
-            service = await _start(stack, settings, endpoint, freshness_s)
+            service = await _start(stack, settings, endpoint, freshness_s, check_tls)
         except (AccessConfigurationError, JournalError, HsmError) as error:
             # These are ours, and their texts are written for an operator.
             raise StartupError(str(error)) from None
@@ -101,14 +109,18 @@ async def running(
 
 
 async def _start(
-    stack: AsyncExitStack, settings: Settings, endpoint: UpstreamEndpoint, freshness_s: float
+    stack: AsyncExitStack,
+    settings: Settings,
+    endpoint: UpstreamEndpoint,
+    freshness_s: float,
+    check_tls: Callable[[ServerTls], None],
 ) -> Service:
     journal = FileJournal.open(settings.audit.folder, settings.audit.origin)
     stack.push_async_callback(journal.close)
     records = ServiceRecords(journal)
     await stack.enter_async_context(records.running())
     policy = await _watch_policy(stack, settings, records)
-    tls = await _watch_tls(stack, settings, records)
+    tls = await _watch_tls(stack, settings, records, check_tls)
     wrappers = [await _open_wrapper(stack, uri) for uri in settings.master_key.uris]
     probe = MasterKeyProbe(wrappers, journal)
     await probe.check()
@@ -229,11 +241,20 @@ async def _watch_policy(
 
 
 async def _watch_tls(
-    stack: AsyncExitStack, settings: Settings, records: ServiceRecords
+    stack: AsyncExitStack,
+    settings: Settings,
+    records: ServiceRecords,
+    check: Callable[[ServerTls], None],
 ) -> Reloading[ServerTls]:
     files = settings.tls
+
+    def load() -> ServerTls:
+        loaded = ServerTls.load(files.certificate, files.private_key, files.client_ca)
+        check(loaded)
+        return loaded
+
     tls = Reloading(
-        lambda: ServerTls.load(files.certificate, files.private_key, files.client_ca),
+        load,
         [files.certificate, files.private_key, files.client_ca],
         name="tls",
         on_success=lambda _old, _new: records.certificates_reloaded(),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ironwork_server.app import logs
 from ironwork_server.app.hardening import deny_memory_reads
-from ironwork_server.app.production import check_production
+from ironwork_server.app.production import check_production, check_tls
 from ironwork_server.app.service import running
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import refuse_speaking_environment
@@ -28,6 +28,6 @@ def serve(config: Path | None) -> int:
 async def _serve(settings: Settings) -> None:
     with stop_signals() as stop:
         # There is no setting for the upstream: keys are sent to Anthropic and nobody else.
-        async with running(settings, ANTHROPIC):
+        async with running(settings, ANTHROPIC, check_tls=check_tls):
             leave_startup_to_itself()
             await stop.wait()
