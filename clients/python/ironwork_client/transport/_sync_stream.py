@@ -257,11 +257,16 @@ class SyncStream:
         return True
 
     def _sent(self, upload: Upload) -> bool:
-        """Whether the whole upload has left, or does so within a bounded time."""
-        over = self._mail.wait_for(
-            lambda: upload.finished_at is not None or upload.error is not None, SETTLE_S
-        )
-        return over and upload.error is None
+        """Whether the whole upload has left, or does so within a bounded time.
+
+        Once the RPC is over, gRPC asks the upload for nothing more: it is as finished as it gets.
+        """
+
+        def over() -> bool:
+            return self._mail.ended or upload.finished_at is not None or upload.error is not None
+
+        self._mail.wait_for(over, SETTLE_S)
+        return upload.finished_at is not None
 
     def _broken(self, error: IronworkError | None) -> BaseException:
         self.lease.proven = False
