@@ -6,11 +6,18 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
-from ironwork_client import AsyncWithKeyTransport, Profile, WithKeyTransport
+from ironwork_client import Profile
 from unit.client import scripted_server as scripted
+from unit.client.libraries import (
+    LIBRARIES,
+    AsyncClient,
+    AsyncTransport,
+    Client,
+    Library,
+    Transport,
+)
 
 
 @pytest.fixture(scope="session")
@@ -53,25 +60,34 @@ def no_thread_left() -> Iterator[None]:
     pytest.fail(f"threads left behind: {left}")
 
 
-@pytest.fixture
-def transport(profile: Profile) -> WithKeyTransport:
-    return WithKeyTransport(profile, task="t1", agent="a1")
+@pytest.fixture(params=LIBRARIES, ids=lambda library: library.name)
+def library(request: pytest.FixtureRequest) -> Library:
+    """Each HTTP library in turn: what is said of a transport holds for all its faces."""
+    found: Library = request.param
+    return found
 
 
 @pytest.fixture
-def client(transport: WithKeyTransport) -> Iterator[httpx2.Client]:
-    with httpx2.Client(transport=transport) as made:
+def transport(library: Library, profile: Profile) -> Transport:
+    made: Transport = library.transport(profile, task="t1", agent="a1")
+    return made
+
+
+@pytest.fixture
+def client(library: Library, transport: Transport) -> Iterator[Client]:
+    with library.http.Client(transport=transport) as made:
         yield made
 
 
 @pytest.fixture
-def atransport(profile: Profile) -> AsyncWithKeyTransport:
-    return AsyncWithKeyTransport(profile)
+def atransport(library: Library, profile: Profile) -> AsyncTransport:
+    made: AsyncTransport = library.async_transport(profile)
+    return made
 
 
 @pytest.fixture
-async def aclient(atransport: AsyncWithKeyTransport) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(transport=atransport) as made:
+async def aclient(library: Library, atransport: AsyncTransport) -> AsyncIterator[AsyncClient]:
+    async with library.http.AsyncClient(transport=atransport) as made:
         yield made
     # Nothing of the transport's outlives it.
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -5,12 +5,12 @@ import threading
 from collections.abc import Iterator
 
 import grpc
-import httpx2
 import pytest
 
 from ironwork.keys.v1 import keys_pb2
-from ironwork_client import AsyncWithKeyTransport, Profile
+from ironwork_client import Profile
 from unit.client import scripted_server as scripted
+from unit.client.libraries import AsyncClient, AsyncTransport, Library
 from unit.client.scripted_server import body, end, go_away, head, started, status
 
 URL = "https://api.anthropic.com/v1/messages"
@@ -39,7 +39,7 @@ def waits(stream: scripted.Stream) -> Responses:
 
 
 async def test_a_request_and_its_answer_pass_unchanged(
-    aclient: httpx2.AsyncClient, scripted_server: Server
+    aclient: AsyncClient, scripted_server: Server
 ) -> None:
     """Method, raw path, query and body arrive as they were; the report is complete."""
     calls: list[scripted.Call] = []
@@ -59,9 +59,7 @@ async def test_a_request_and_its_answer_pass_unchanged(
     assert len(scripted_server.streams) == 1
 
 
-async def test_two_at_once_use_two_streams(
-    aclient: httpx2.AsyncClient, scripted_server: Server
-) -> None:
+async def test_two_at_once_use_two_streams(aclient: AsyncClient, scripted_server: Server) -> None:
     """Requests that overlap have streams of their own."""
     both = threading.Barrier(2, timeout=scripted.WAIT_S)
 
@@ -76,7 +74,7 @@ async def test_two_at_once_use_two_streams(
 
 
 async def test_an_answer_is_delivered_as_it_comes(
-    aclient: httpx2.AsyncClient, scripted_server: Server
+    aclient: AsyncClient, scripted_server: Server
 ) -> None:
     """A part of the body reaches the caller before the next one exists."""
     seen = threading.Event()
@@ -98,7 +96,7 @@ async def test_an_answer_is_delivered_as_it_comes(
 
 
 async def test_closing_early_cancels_the_call_and_keeps_the_stream(
-    aclient: httpx2.AsyncClient, scripted_server: Server
+    aclient: AsyncClient, scripted_server: Server
 ) -> None:
     """A response closed early sends Cancel; the stream serves the next request."""
 
@@ -121,7 +119,7 @@ async def test_closing_early_cancels_the_call_and_keeps_the_stream(
 
 
 async def test_after_go_away_the_next_request_opens_a_new_stream(
-    aclient: httpx2.AsyncClient, scripted_server: Server
+    aclient: AsyncClient, scripted_server: Server
 ) -> None:
     """GoAway lets the call in flight finish; the stream is not used again."""
 
@@ -142,7 +140,7 @@ async def test_after_go_away_the_next_request_opens_a_new_stream(
 
 
 async def test_an_idle_stream_leaves_when_it_is_asked_to(
-    aclient: httpx2.AsyncClient, scripted_server: Server
+    aclient: AsyncClient, scripted_server: Server
 ) -> None:
     """GoAway on an idle stream ends it at once, so that a draining server need not wait."""
     leave = threading.Event()
@@ -163,7 +161,7 @@ async def test_an_idle_stream_leaves_when_it_is_asked_to(
 
 
 async def test_a_call_that_crossed_a_go_away_is_sent_again_once(
-    aclient: httpx2.AsyncClient, scripted_server: Server
+    aclient: AsyncClient, scripted_server: Server
 ) -> None:
     """STREAM_CLOSING says that nothing went upstream: a body in memory goes to a new stream, and a
     second refusal is reported.
@@ -180,7 +178,7 @@ async def test_a_call_that_crossed_a_go_away_is_sent_again_once(
 
 
 async def test_a_stream_that_ends_well_after_go_away_has_taken_nothing(
-    aclient: httpx2.AsyncClient, scripted_server: Server
+    aclient: AsyncClient, scripted_server: Server
 ) -> None:
     """A call that a server reads gets a ResponseEnd: without one, the request goes elsewhere."""
 
@@ -199,7 +197,7 @@ async def test_a_stream_that_ends_well_after_go_away_has_taken_nothing(
     assert (await aclient.post(URL, content=b"q")).content == b"1"
 
 
-async def wait_until_noticed(transport: AsyncWithKeyTransport) -> None:
+async def wait_until_noticed(transport: AsyncTransport) -> None:
     """Until the transport has dropped the streams of a server that went away."""
     (pool,) = transport._core._pools.values()
     async with asyncio.timeout(scripted.WAIT_S):
@@ -208,7 +206,7 @@ async def wait_until_noticed(transport: AsyncWithKeyTransport) -> None:
 
 
 async def test_a_broken_idle_stream_is_replaced(
-    aclient: httpx2.AsyncClient, atransport: AsyncWithKeyTransport, scripted_server: Server
+    library: Library, aclient: AsyncClient, atransport: AsyncTransport, scripted_server: Server
 ) -> None:
     """A server that was restarted between two requests is found again; one that is away is a
     ConnectError.
@@ -218,28 +216,28 @@ async def test_a_broken_idle_stream_is_replaced(
     port = scripted_server.port
     await asyncio.to_thread(scripted_server.stop)
     await wait_until_noticed(atransport)
-    with pytest.raises(httpx2.ConnectError):
+    with pytest.raises(library.http.ConnectError):
         await aclient.post(URL, content=b"q")
     scripted_server.start(port)
     assert (await aclient.post(URL, content=b"q")).content == b"x"
 
 
-async def test_no_other_host_is_served(aclient: httpx2.AsyncClient) -> None:
+async def test_no_other_host_is_served(library: Library, aclient: AsyncClient) -> None:
     """A request for anywhere else fails before anything is sent."""
-    with pytest.raises(httpx2.UnsupportedProtocol):
+    with pytest.raises(library.http.UnsupportedProtocol):
         await aclient.get("https://example.com/v1/models")
 
 
 async def test_requests_beyond_the_bound_wait_for_a_stream(
-    profile: Profile, scripted_server: Server
+    library: Library, profile: Profile, scripted_server: Server
 ) -> None:
     """With all streams in use a request waits: for a freed one, or for the pool timeout."""
     scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
-    transport = AsyncWithKeyTransport(profile, max_streams=1, max_idle_streams=1)
-    async with httpx2.AsyncClient(transport=transport) as client:
+    transport = library.async_transport(profile, max_streams=1, max_idle_streams=1)
+    async with library.http.AsyncClient(transport=transport) as client:
         async with client.stream("POST", URL, content=b"q") as response:
-            with pytest.raises(httpx2.PoolTimeout, match="max_streams"):
-                await client.post(URL, content=b"q", timeout=httpx2.Timeout(10, pool=0.05))
+            with pytest.raises(library.http.PoolTimeout, match="max_streams"):
+                await client.post(URL, content=b"q", timeout=library.http.Timeout(10, pool=0.05))
             gone = asyncio.create_task(client.post(URL, content=b"q"))
             waiting = asyncio.create_task(client.post(URL, content=b"q"))
             await asyncio.sleep(0)
@@ -252,14 +250,14 @@ async def test_requests_beyond_the_bound_wait_for_a_stream(
 
 
 def test_one_transport_serves_several_event_loops(
-    profile: Profile, scripted_server: Server
+    library: Library, profile: Profile, scripted_server: Server
 ) -> None:
     """Each loop has channels and streams of its own, made when they are needed."""
     scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
-    transport = AsyncWithKeyTransport(profile)
+    transport = library.async_transport(profile)
 
     async def ask() -> bytes:
-        request = httpx2.Request("POST", URL, content=b"q")
+        request = library.http.Request("POST", URL, content=b"q")
         response = await transport.handle_async_request(request)
         data = await response.aread()
         await transport.aclose()
@@ -271,12 +269,12 @@ def test_one_transport_serves_several_event_loops(
 
 
 async def test_a_profile_whose_files_are_gone_is_a_connect_error(
-    aclient: httpx2.AsyncClient, profile: Profile
+    library: Library, aclient: AsyncClient, profile: Profile
 ) -> None:
     """The error names the setting; once mended, the same transport works."""
     pem = profile.ca.read_bytes()
     profile.ca.unlink()
-    with pytest.raises(httpx2.ConnectError, match=r"^ca: "):
+    with pytest.raises(library.http.ConnectError, match=r"^ca: "):
         await aclient.post(URL, content=b"q")
     profile.ca.write_bytes(pem)
     assert (await aclient.post(URL, content=b"q")).status_code == 200

@@ -5,12 +5,12 @@ import threading
 from collections.abc import Iterator
 
 import grpc
-import httpx2
 import pytest
 
 from ironwork.keys.v1 import keys_pb2
-from ironwork_client import Profile, WithKeyTransport
+from ironwork_client import Profile
 from unit.client import scripted_server as scripted
+from unit.client.libraries import Client, Library
 from unit.client.scripted_server import body, end, head, started, status
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -27,7 +27,7 @@ def answered(call: scripted.Call, *parts: bytes) -> Iterator[keys_pb2.WithKeyRes
 
 
 def test_a_server_that_ignores_a_cancel_loses_the_stream(
-    client: httpx2.Client, scripted_server: Server, monkeypatch: pytest.MonkeyPatch
+    client: Client, scripted_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing early waits for the call's end for a bounded time, then gives the stream up."""
     monkeypatch.setattr("ironwork_client.transport._sync_stream.SETTLE_S", 0.05)
@@ -45,9 +45,7 @@ def test_a_server_that_ignores_a_cancel_loses_the_stream(
     assert scripted_server.streams[0].gone.wait(scripted.WAIT_S)
 
 
-def test_a_body_that_is_gone_is_not_sent_again(
-    client: httpx2.Client, scripted_server: Server
-) -> None:
+def test_a_body_that_is_gone_is_not_sent_again(client: Client, scripted_server: Server) -> None:
     """After STREAM_CLOSING a one-shot body gives the refusal itself, marked as safe to repeat."""
 
     def reply(call: scripted.Call) -> Iterator[keys_pb2.WithKeyResponse]:
@@ -75,7 +73,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_is_an_answer_in_anthropics_shape(
-    client: httpx2.Client,
+    client: Client,
     scripted_server: Server,
     case: tuple[grpc.StatusCode, int | None, int, str, str | None, str | None],
 ) -> None:
@@ -105,7 +103,7 @@ def test_a_refusal_is_an_answer_in_anthropics_shape(
 
 @pytest.mark.parametrize("before_started", [True, False])
 def test_a_stream_that_is_refused_answers_alike(
-    client: httpx2.Client, scripted_server: Server, before_started: bool
+    client: Client, scripted_server: Server, before_started: bool
 ) -> None:
     """An RPC that ends with PERMISSION_DENIED is a 403 as well."""
 
@@ -127,7 +125,7 @@ def test_a_stream_that_is_refused_answers_alike(
 
 @pytest.mark.parametrize("how", ["failed", "broken", "closed"])
 def test_a_cut_answer_is_never_a_clean_end(
-    client: httpx2.Client, scripted_server: Server, how: str
+    library: Library, client: Client, scripted_server: Server, how: str
 ) -> None:
     """Whatever cuts an answer raises RemoteProtocolError after the bytes that came."""
 
@@ -147,17 +145,15 @@ def test_a_cut_answer_is_never_a_clean_end(
     scripted_server.script = script
     got: list[bytes] = []
     with client.stream("POST", URL, content=b"q") as response:
-        with pytest.raises(httpx2.RemoteProtocolError, match="not whole"):
+        with pytest.raises(library.http.RemoteProtocolError, match="not whole"):
             got.extend(response.iter_raw())
         assert response.extensions["ironwork"].outcome in {"FAILED", ""}
     assert got == [b"half"]
 
 
-@pytest.mark.parametrize(
-    ("sent", "error"), [(False, httpx2.ConnectError), (True, httpx2.ReadError)]
-)
+@pytest.mark.parametrize(("sent", "error"), [(False, "ConnectError"), (True, "ReadError")])
 def test_a_failure_before_the_answer_says_whether_anthropic_was_asked(
-    client: httpx2.Client, scripted_server: Server, sent: bool, error: type[Exception]
+    library: Library, client: Client, scripted_server: Server, sent: bool, error: str
 ) -> None:
     """FAILED without an answer is a ConnectError where nothing was sent upstream."""
 
@@ -166,12 +162,12 @@ def test_a_failure_before_the_answer_says_whether_anthropic_was_asked(
         yield end(call.number, keys_pb2.OUTCOME_FAILED, error=cause, sent=sent)
 
     scripted_server.script = scripted.serve(reply)
-    with pytest.raises(error):
+    with pytest.raises(getattr(library.http, error)):
         client.post(URL, content=b"q")
 
 
 def test_a_stream_that_breaks_in_a_call_is_not_repeated(
-    client: httpx2.Client, scripted_server: Server
+    library: Library, client: Client, scripted_server: Server
 ) -> None:
     """What may have reached Anthropic is never sent twice."""
 
@@ -182,13 +178,13 @@ def test_a_stream_that_breaks_in_a_call_is_not_repeated(
         stream.abort(status(Code.UNAVAILABLE, "CLIENT_STALLED"))
 
     scripted_server.script = script
-    with pytest.raises(httpx2.ReadError):
+    with pytest.raises(library.http.ReadError):
         client.post(URL, content=b"q")
     assert len(scripted_server.streams) == 1
 
 
 def test_a_message_out_of_turn_is_a_protocol_error(
-    client: httpx2.Client, scripted_server: Server
+    library: Library, client: Client, scripted_server: Server
 ) -> None:
     """A server that does not keep to the grammar is not believed."""
 
@@ -196,12 +192,12 @@ def test_a_message_out_of_turn_is_a_protocol_error(
         yield body(call.number, b"no head")
 
     scripted_server.script = scripted.serve(reply)
-    with pytest.raises(httpx2.RemoteProtocolError, match="out of turn"):
+    with pytest.raises(library.http.RemoteProtocolError, match="out of turn"):
         client.post(URL, content=b"q")
 
 
 def test_silence_is_a_read_timeout_and_ends_the_call_upstream(
-    client: httpx2.Client, scripted_server: Server
+    library: Library, client: Client, scripted_server: Server
 ) -> None:
     """Past the read timeout the request fails and the server sees the stream cancelled."""
 
@@ -214,13 +210,13 @@ def test_silence_is_a_read_timeout_and_ends_the_call_upstream(
         yield
 
     scripted_server.script = script
-    with pytest.raises(httpx2.ReadTimeout):
-        client.post(URL, content=b"q", timeout=httpx2.Timeout(10, read=0.1))
+    with pytest.raises(library.http.ReadTimeout):
+        client.post(URL, content=b"q", timeout=library.http.Timeout(10, read=0.1))
     assert scripted_server.streams[0].gone.wait(scripted.WAIT_S)
 
 
 def test_a_server_that_does_not_start_is_a_connect_timeout(
-    client: httpx2.Client, scripted_server: Server
+    library: Library, client: Client, scripted_server: Server
 ) -> None:
     """On a new connection nothing of the request leaves before Started."""
 
@@ -232,12 +228,12 @@ def test_a_server_that_does_not_start_is_a_connect_timeout(
         yield
 
     scripted_server.script = script
-    with pytest.raises(httpx2.ConnectTimeout):
-        client.post(URL, content=b"q", timeout=httpx2.Timeout(10, connect=0.1))
+    with pytest.raises(library.http.ConnectTimeout):
+        client.post(URL, content=b"q", timeout=library.http.Timeout(10, connect=0.1))
 
 
 def test_a_server_that_takes_nothing_is_a_write_timeout(
-    client: httpx2.Client, scripted_server: Server
+    library: Library, client: Client, scripted_server: Server
 ) -> None:
     """An upload that flow control holds fails past the write timeout."""
 
@@ -247,11 +243,11 @@ def test_a_server_that_takes_nothing_is_a_write_timeout(
         stream.gone.wait(scripted.WAIT_S)
 
     scripted_server.script = script
-    with pytest.raises(httpx2.WriteTimeout):
-        client.post(URL, content=b"x" * (16 << 20), timeout=httpx2.Timeout(10, write=0.2))
+    with pytest.raises(library.http.WriteTimeout):
+        client.post(URL, content=b"x" * (16 << 20), timeout=library.http.Timeout(10, write=0.2))
 
 
-def test_a_large_upload_streams(client: httpx2.Client, scripted_server: Server) -> None:
+def test_a_large_upload_streams(client: Client, scripted_server: Server) -> None:
     """Several megabytes from an iterator arrive whole, in messages of at most 16 KiB."""
     chunk = bytes(range(256)) * 300
 
@@ -264,7 +260,7 @@ def test_a_large_upload_streams(client: httpx2.Client, scripted_server: Server) 
     assert response.content == b"%d" % (60 * len(chunk))
 
 
-def test_an_answer_ends_an_upload_early(client: httpx2.Client, scripted_server: Server) -> None:
+def test_an_answer_ends_an_upload_early(client: Client, scripted_server: Server) -> None:
     """When ResponseEnd arrives during the upload, the client stops, sends `end`, and reuses."""
     taken = 0
     first = threading.Event()
@@ -296,8 +292,27 @@ def test_an_answer_ends_an_upload_early(client: httpx2.Client, scripted_server: 
     assert len(scripted_server.streams) == 1
 
 
+@pytest.mark.timeout(30)
+def test_a_stream_that_ends_with_its_answer_is_not_waited_for(
+    client: Client, scripted_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload that was overtaken by the end of the RPC does not hold up the answer's end."""
+    monkeypatch.setattr("ironwork_client.transport._sync_stream.SETTLE_S", 600)
+
+    def script(stream: scripted.Stream) -> Iterator[keys_pb2.WithKeyResponse]:
+        stream.start()
+        yield started()
+        number = stream.next().head.call
+        yield head(number)
+        yield body(number, b"all")
+        yield end(number)
+
+    scripted_server.script = script
+    assert client.post(URL, content=b"x" * (16 << 20)).content == b"all"
+
+
 def test_what_the_callers_body_raises_reaches_the_caller(
-    client: httpx2.Client, scripted_server: Server
+    client: Client, scripted_server: Server
 ) -> None:
     """An upload that fails on this side is raised as it is and cancels the call."""
 
@@ -310,7 +325,9 @@ def test_what_the_callers_body_raises_reaches_the_caller(
     assert scripted_server.wait_streams(1)[0].gone.wait(scripted.WAIT_S)
 
 
-def test_a_closed_transport_ends_what_is_open(profile: Profile, scripted_server: Server) -> None:
+def test_a_closed_transport_ends_what_is_open(
+    library: Library, profile: Profile, scripted_server: Server
+) -> None:
     """close() cancels streams in use; their bodies fail, and nothing can be sent afterwards."""
 
     def script(stream: scripted.Stream) -> Iterator[keys_pb2.WithKeyResponse]:
@@ -321,30 +338,30 @@ def test_a_closed_transport_ends_what_is_open(profile: Profile, scripted_server:
         stream.gone.wait(scripted.WAIT_S)
 
     scripted_server.script = script
-    transport = WithKeyTransport(profile)
-    request = httpx2.Request("POST", URL, content=b"q")
+    transport = library.transport(profile)
+    request = library.http.Request("POST", URL, content=b"q")
     response = transport.handle_request(request)
     transport.close()
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(library.http.RemoteProtocolError):
         response.read()
-    with pytest.raises(httpx2.LocalProtocolError, match="closed"):
+    with pytest.raises(library.http.LocalProtocolError, match="closed"):
         transport.handle_request(request)
 
 
-def test_an_async_body_is_refused(client: httpx2.Client, profile: Profile) -> None:
+def test_an_async_body_is_refused(library: Library, profile: Profile) -> None:
     """The sync transport cannot read an async body, and says which one can."""
 
     async def upload() -> object:
         yield b"x"
 
-    transport = WithKeyTransport(profile)
-    with pytest.raises(httpx2.LocalProtocolError, match="AsyncClient"):
-        transport.handle_request(httpx2.Request("POST", URL, content=upload()))
+    transport = library.transport(profile)
+    with pytest.raises(library.http.LocalProtocolError, match="AsyncClient"):
+        transport.handle_request(library.http.Request("POST", URL, content=upload()))
     transport.close()
 
 
 def test_closing_during_an_upload_cancels_the_stream(
-    client: httpx2.Client, scripted_server: Server
+    client: Client, scripted_server: Server
 ) -> None:
     """There is no Cancel during an upload: the RPC itself is cancelled."""
 

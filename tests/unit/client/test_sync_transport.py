@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import httpx2
 import pytest
 
 from ironwork.keys.v1 import keys_pb2
-from ironwork_client import Profile, WithKeyTransport
+from ironwork_client import Profile
 from unit.client import scripted_server as scripted
+from unit.client.libraries import Client, Library, Transport
 from unit.client.scripted_server import body, end, go_away, head, started, status
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -19,7 +19,7 @@ Server = scripted.ScriptedServer
 Code = grpc.StatusCode
 
 
-def wait_until_noticed(transport: WithKeyTransport) -> None:
+def wait_until_noticed(transport: Transport) -> None:
     """Until the transport has dropped the streams of a server that went away."""
     pool = transport._core._pool
     with pool._changed:
@@ -33,9 +33,7 @@ def answered(call: scripted.Call, *parts: bytes) -> Iterator[keys_pb2.WithKeyRes
     yield end(call.number)
 
 
-def test_a_request_and_its_answer_pass_unchanged(
-    client: httpx2.Client, scripted_server: Server
-) -> None:
+def test_a_request_and_its_answer_pass_unchanged(client: Client, scripted_server: Server) -> None:
     """Method, raw path, query, headers and body arrive as they were; so does the answer."""
     calls: list[scripted.Call] = []
 
@@ -62,7 +60,7 @@ def test_a_request_and_its_answer_pass_unchanged(
     assert {name.lower() for name, _ in call.headers}.isdisjoint({"x-api-key", "host"})
 
 
-def test_a_report_says_which_key_served(client: httpx2.Client, scripted_server: Server) -> None:
+def test_a_report_says_which_key_served(client: Client, scripted_server: Server) -> None:
     """Once the body is consumed, the response's report is complete."""
     scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
     with client.stream("POST", URL, content=b"q") as response:
@@ -75,7 +73,7 @@ def test_a_report_says_which_key_served(client: httpx2.Client, scripted_server: 
     assert (report.audit.origin, report.audit.index) == ("test.log", 5)
 
 
-def test_requests_in_turn_share_a_stream(client: httpx2.Client, scripted_server: Server) -> None:
+def test_requests_in_turn_share_a_stream(client: Client, scripted_server: Server) -> None:
     """An idle stream is used again and its call numbers grow."""
     numbers: list[int] = []
 
@@ -96,7 +94,7 @@ def test_requests_in_turn_share_a_stream(client: httpx2.Client, scripted_server:
     assert len(scripted_server.streams) == 1
 
 
-def test_two_at_once_use_two_streams(client: httpx2.Client, scripted_server: Server) -> None:
+def test_two_at_once_use_two_streams(client: Client, scripted_server: Server) -> None:
     """Requests that overlap have streams of their own."""
     both = threading.Barrier(2, timeout=scripted.WAIT_S)
 
@@ -111,7 +109,7 @@ def test_two_at_once_use_two_streams(client: httpx2.Client, scripted_server: Ser
     assert len(scripted_server.streams) == 2
 
 
-def test_an_answer_is_delivered_as_it_comes(client: httpx2.Client, scripted_server: Server) -> None:
+def test_an_answer_is_delivered_as_it_comes(client: Client, scripted_server: Server) -> None:
     """A part of the body reaches the caller before the next one exists."""
     seen = threading.Event()
 
@@ -131,7 +129,7 @@ def test_an_answer_is_delivered_as_it_comes(client: httpx2.Client, scripted_serv
 
 
 def test_closing_early_cancels_the_call_and_keeps_the_stream(
-    client: httpx2.Client, scripted_server: Server
+    client: Client, scripted_server: Server
 ) -> None:
     """A response closed early sends Cancel; the stream serves the next request."""
 
@@ -154,7 +152,7 @@ def test_closing_early_cancels_the_call_and_keeps_the_stream(
 
 
 def test_after_go_away_the_next_request_opens_a_new_stream(
-    client: httpx2.Client, scripted_server: Server
+    client: Client, scripted_server: Server
 ) -> None:
     """GoAway lets the call in flight finish; the stream is not used again."""
 
@@ -177,9 +175,7 @@ def test_after_go_away_the_next_request_opens_a_new_stream(
     assert client.post(URL, content=b"q").content == b"1"
 
 
-def test_an_idle_stream_leaves_when_it_is_asked_to(
-    client: httpx2.Client, scripted_server: Server
-) -> None:
+def test_an_idle_stream_leaves_when_it_is_asked_to(client: Client, scripted_server: Server) -> None:
     """GoAway on an idle stream ends it at once, so that a draining server need not wait."""
     leave = threading.Event()
 
@@ -200,7 +196,7 @@ def test_an_idle_stream_leaves_when_it_is_asked_to(
 
 
 def test_a_call_that_crossed_a_go_away_is_sent_again_once(
-    client: httpx2.Client, scripted_server: Server
+    client: Client, scripted_server: Server
 ) -> None:
     """STREAM_CLOSING says that nothing went upstream: a body in memory goes to a new stream."""
 
@@ -220,7 +216,7 @@ def test_a_call_that_crossed_a_go_away_is_sent_again_once(
 
 
 def test_a_stream_that_ends_well_after_go_away_has_taken_nothing(
-    client: httpx2.Client, scripted_server: Server
+    client: Client, scripted_server: Server
 ) -> None:
     """A call that a server reads gets a ResponseEnd: without one, the request goes elsewhere."""
 
@@ -240,7 +236,7 @@ def test_a_stream_that_ends_well_after_go_away_has_taken_nothing(
 
 
 def test_a_broken_idle_stream_is_replaced(
-    client: httpx2.Client, transport: WithKeyTransport, scripted_server: Server
+    client: Client, transport: Transport, scripted_server: Server
 ) -> None:
     """A server that was restarted between two requests is found again without an error."""
     scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
@@ -254,13 +250,13 @@ def test_a_broken_idle_stream_is_replaced(
 
 
 def test_a_server_that_is_away_is_a_connect_error_until_it_is_back(
-    client: httpx2.Client, scripted_server: Server
+    library: Library, client: Client, scripted_server: Server
 ) -> None:
     """A failed connection is tried anew by the next request, without a backoff to sit out."""
     scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
     port = scripted_server.port
     scripted_server.stop()
-    with pytest.raises(httpx2.ConnectError, match="could not be reached"):
+    with pytest.raises(library.http.ConnectError, match="could not be reached"):
         client.post(URL, content=b"q")
     scripted_server.start(port)
     assert client.post(URL, content=b"q").content == b"x"
@@ -269,13 +265,15 @@ def test_a_server_that_is_away_is_a_connect_error_until_it_is_back(
 @pytest.mark.parametrize(
     "host", ["http://api.anthropic.com", "https://example.com", "https://api.anthropic.com:444"]
 )
-def test_no_other_host_is_served(client: httpx2.Client, host: str) -> None:
+def test_no_other_host_is_served(library: Library, client: Client, host: str) -> None:
     """A request for anywhere else fails before anything is sent."""
-    with pytest.raises(httpx2.UnsupportedProtocol):
+    with pytest.raises(library.http.UnsupportedProtocol):
         client.get(f"{host}/v1/models")
 
 
-def test_a_redirect_leads_nowhere_else(profile: Profile, scripted_server: Server) -> None:
+def test_a_redirect_leads_nowhere_else(
+    library: Library, profile: Profile, scripted_server: Server
+) -> None:
     """A client that follows redirects is stopped at the transport."""
 
     def reply(call: scripted.Call) -> Iterator[keys_pb2.WithKeyResponse]:
@@ -283,34 +281,36 @@ def test_a_redirect_leads_nowhere_else(profile: Profile, scripted_server: Server
         yield end(call.number)
 
     scripted_server.script = scripted.serve(reply)
-    transport = WithKeyTransport(profile)
+    transport = library.transport(profile)
     with (
-        httpx2.Client(transport=transport, follow_redirects=True) as client,
-        pytest.raises(httpx2.UnsupportedProtocol),
+        library.http.Client(transport=transport, follow_redirects=True) as client,
+        pytest.raises(library.http.UnsupportedProtocol),
     ):
         client.post(URL, content=b"q")
 
 
 def test_requests_beyond_the_bound_wait_for_the_pool_timeout(
-    profile: Profile, scripted_server: Server
+    library: Library, profile: Profile, scripted_server: Server
 ) -> None:
     """With all streams in use, a further request is a PoolTimeout; a freed one serves it."""
     scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
-    with httpx2.Client(
-        transport=WithKeyTransport(profile, max_streams=1, max_idle_streams=1)
+    with library.http.Client(
+        transport=library.transport(profile, max_streams=1, max_idle_streams=1)
     ) as client:
         with (
             client.stream("POST", URL, content=b"q"),
-            pytest.raises(httpx2.PoolTimeout, match="max_streams"),
+            pytest.raises(library.http.PoolTimeout, match="max_streams"),
         ):
-            client.post(URL, content=b"q", timeout=httpx2.Timeout(10, pool=0.05))
+            client.post(URL, content=b"q", timeout=library.http.Timeout(10, pool=0.05))
         assert client.post(URL, content=b"q").content == b"x"
 
 
-def test_idle_streams_are_bounded(profile: Profile, scripted_server: Server) -> None:
+def test_idle_streams_are_bounded(
+    library: Library, profile: Profile, scripted_server: Server
+) -> None:
     """What does not fit among the idle streams is closed."""
     scripted_server.script = scripted.serve(lambda call: answered(call, b"x"))
-    with httpx2.Client(transport=WithKeyTransport(profile, max_idle_streams=0)) as client:
+    with library.http.Client(transport=library.transport(profile, max_idle_streams=0)) as client:
         for _ in range(2):
             assert client.post(URL, content=b"q").content == b"x"
         for stream in scripted_server.wait_streams(2):
@@ -318,7 +318,7 @@ def test_idle_streams_are_bounded(profile: Profile, scripted_server: Server) -> 
 
 
 def test_a_renewed_certificate_is_taken_up(
-    client: httpx2.Client,
+    client: Client,
     profile: Profile,
     scripted_server: Server,
     client_authority: scripted.Authority,
@@ -347,28 +347,26 @@ def test_a_renewed_certificate_is_taken_up(
     "wrong", [{"task": "ü"}, {"agent": "a" * 129}, {"max_streams": 0}, {"max_idle_streams": 65}]
 )
 def test_a_transport_is_not_made_with_what_cannot_work(
-    profile: Profile, wrong: dict[str, object]
+    library: Library, profile: Profile, wrong: dict[str, object]
 ) -> None:
     """Claims that the service would refuse and bounds that contradict are errors at once."""
     with pytest.raises(ValueError, match="must be"):
-        WithKeyTransport(profile, **wrong)
+        library.transport(profile, **wrong)
 
 
 def test_a_profile_whose_files_are_gone_is_a_connect_error(
-    client: httpx2.Client, profile: Profile
+    library: Library, client: Client, profile: Profile
 ) -> None:
     """The error names the setting; once mended, the same transport works."""
     pem = profile.ca.read_bytes()
     profile.ca.unlink()
-    with pytest.raises(httpx2.ConnectError, match=r"^ca: "):
+    with pytest.raises(library.http.ConnectError, match=r"^ca: "):
         client.post(URL, content=b"q")
     profile.ca.write_bytes(pem)
     assert client.post(URL, content=b"q").status_code == 200
 
 
-def test_a_slow_reader_holds_the_server_back(
-    client: httpx2.Client, scripted_server: Server
-) -> None:
+def test_a_slow_reader_holds_the_server_back(client: Client, scripted_server: Server) -> None:
     """What is not read is not buffered without bound: the server is held by flow control."""
     sent = 0
 

@@ -170,7 +170,9 @@ def direct_dependencies() -> set[str]:
         if not path.is_file():
             continue
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-        names.update(Requirement(line).name for line in project["dependencies"])
+        extras = project.get("optional-dependencies", {}).values()
+        for lines in (project["dependencies"], *extras):
+            names.update(Requirement(line).name for line in lines)
     for path in (ROOT / "requirements").glob("*.in"):
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.strip() and not line.startswith(("#", "-e")):

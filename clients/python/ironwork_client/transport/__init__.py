@@ -1,7 +1,9 @@
-"""Transports for HTTP libraries: faces over two stream cores and one mapper."""
+"""Transports for HTTP libraries: faces over two stream cores and one mapper.
 
-from ironwork_client.transport._httpx2_async import AsyncWithKeyTransport
-from ironwork_client.transport._httpx2_sync import WithKeyTransport
+Those for httpx2 are here; those for httpx, an extra, in `ironwork_client.httpx`.
+"""
+
+from ironwork_client.transport._httpx2 import AsyncWithKeyTransport, WithKeyTransport
 from ironwork_client.transport._values import AuditReference, CallReport, Usage
 
 __all__ = ["AsyncWithKeyTransport", "AuditReference", "CallReport", "Usage", "WithKeyTransport"]
