@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import anthropic
 import httpx2
 import pytest
 
-from fixtures.server import ADMIN, AGENT, STRANGER, StartService, TestService, spiffe
-from ironwork_client import AsyncKeyClient, AsyncWithKeyTransport, Profile, WithKeyTransport
-from ironwork_server.app.devpki import write_client_profile
+from fixtures.sdk import MODEL, QUESTION, async_sdk, profile_of
+from fixtures.server import ADMIN, AGENT, STRANGER, StartService, TestService
+from ironwork_client import AsyncKeyClient, Profile, WithKeyTransport
 from ironwork_simulator import Behaviour
-
-MODEL = "claude-sonnet-5-5"
-QUESTION = {
-    "model": MODEL,
-    "max_tokens": 64,
-    "messages": [{"role": "user", "content": "hello"}],
-}
-
-
-def profile_of(service: TestService, path: str, name: str) -> Profile:
-    file: Path = write_client_profile(
-        service.folder / "profiles",
-        name,
-        service.ca.client_certificate(spiffe(path)),
-        service.ca,
-        target=service.target,
-        workspace="acme",
-    )
-    return Profile.load(file)
-
-
-def async_sdk(service: TestService, path: str = AGENT) -> anthropic.AsyncAnthropic:
-    transport = AsyncWithKeyTransport(profile_of(service, path, path.rpartition("/")[2]))
-    return anthropic.AsyncAnthropic(
-        api_key="held-by-ironwork", http_client=httpx2.AsyncClient(transport=transport)
-    )
 
 
 def converse(profile: Profile) -> tuple[str, str]:
