@@ -30,6 +30,10 @@ test: setup ## Run the whole test suite, with coverage of the security core
 test-slow: setup ## Run the long and hostile tests too
 	@$(BIN)/pytest -m slow --timeout=1800
 
+.PHONY: test-sdks
+test-sdks: setup ## Run the SDKs built on httpx (anthropic 0.x, LiteLLM) over a server
+	@scripts/sdk-tests
+
 .PHONY: lint
 lint: setup ## Ruff, formatting, shell scripts
 	$(BIN)/ruff check .
@@ -65,4 +69,4 @@ check: lint types imports generate-check ## All static checks
 
 .PHONY: clean
 clean: ## Remove what these targets made (not the state folder of `make dev`)
-	rm -rf .venv .venv-protoc dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf .venv .venv-protoc .venv-sdks dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
