@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -185,7 +186,7 @@ def test_serve_runs_on_what_is_not_dev(production: Production, make_token: MakeT
         running.signal()
         assert running.wait() == 0
         names = [event["event"] for event in running.events()]
-        assert names[0] == "service.serving"
+        assert names[:2] == ["memory.overwrites_freed", "service.serving"]
         assert names[-2:] == ["signal.received", "service.draining"]
     operations = [entry.event.operation for entry in entries(production.folder / "audit")]
     assert (operations[0], operations[-1]) == ("service.start", "service.stop")
@@ -319,6 +320,22 @@ def test_serve_refuses_what_dev_made(
         assert main(["serve", "--config", str(production.write())]) == 1
         assert "`ironwork-server dev` and is not for production" in capsys.readouterr().err
         production.settings[section] = kept
+
+
+def test_freed_memory_is_overwritten(running: Dev) -> None:
+    """`dev` and `serve` start themselves anew for that; its children, here the simulator, which is
+    no part of ours, do not inherit it.
+    """
+    first = running.running.events()[0]
+    assert (first["event"], first["level"]) == ("memory.overwrites_freed", "info")
+    environments = [
+        Path(f"/proc/{process.pid}/environ").read_bytes()
+        for process in (
+            psutil.Process(running.running.process.pid),
+            *psutil.Process(running.running.process.pid).children(),
+        )
+    ]
+    assert [b"PYTHONMALLOC=malloc" in each for each in environments] == [True, False]
 
 
 @pytest.mark.usefixtures("quiet")

@@ -127,6 +127,12 @@ class Streams(_Section):
     write_stall_s: Seconds = 300
 
 
+class Memory(_Section):
+    """overwrite_freed: start the process anew with an allocator that overwrites what it frees."""
+
+    overwrite_freed: bool = True
+
+
 class Api(_Section):
     """Which groups of Anthropic's API agents may use; the Admin API never."""
 
@@ -162,6 +168,7 @@ class Settings(_Section):
     limits: Limits = Limits()
     streams: Streams = Streams()
     api: Api = Api()
+    memory: Memory = Memory()
 
     @field_validator("listen")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ironwork_server.app import logs
+from ironwork_server.app.allocator import overwrite_freed, tell
 from ironwork_server.app.dev.simulator import Simulator, simulator
 from ironwork_server.app.dev.state import DevState, open_state, settings_of, write_profiles
 from ironwork_server.app.service import running
@@ -20,16 +21,28 @@ SIMULATOR = "simulator"
 
 
 def dev(
-    *, state: Path, listen: str, upstream: str, pace_s: float, log_level: str, as_json: bool
+    *,
+    state: Path,
+    listen: str,
+    upstream: str,
+    pace_s: float,
+    log_level: str,
+    as_json: bool,
+    plain_allocator: bool,
+    is_program: bool,
 ) -> int:
-    """Serve until SIGTERM or Ctrl-C. Errors: StartupError and those of the parts."""
+    """Serve until SIGTERM or Ctrl-C. is_program: see overwrite_freed. Errors: StartupError and
+    those of the parts.
+    """
     refuse_speaking_environment()
     try:
         listen_address(listen)
     except ValueError as error:
         raise StartupError(f"--listen: {error}") from None
     endpoint = None if upstream == SIMULATOR else _endpoint(upstream)
+    allocator = overwrite_freed(wanted=not plain_allocator, is_program=is_program)
     logs.configure(log_level)
+    tell(allocator)
     asyncio.run(_dev(state, listen, endpoint, pace_s, log_level, as_json=as_json))
     return 0
 

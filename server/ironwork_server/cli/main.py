@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2 wrong usage, 130 interrupted.
     """
     options = _parser().parse_args(arguments)
+    options.is_program = arguments is None
     command: Command = options.command
     try:
         return command(options)
@@ -71,6 +72,9 @@ def _add_dev(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--log-level", default="info", choices=_LEVELS)
     parser.add_argument("--json", action="store_true", help="say what is ready as one JSON line")
+    parser.add_argument(
+        "--plain-allocator", action="store_true", help="do not overwrite memory when it is freed"
+    )
     parser.set_defaults(command=_dev)
 
 
@@ -134,13 +138,15 @@ def _dev(options: argparse.Namespace) -> int:
         pace_s=options.pace,
         log_level=options.log_level,
         as_json=options.json,
+        plain_allocator=options.plain_allocator,
+        is_program=options.is_program,
     )
 
 
 def _serve(options: argparse.Namespace) -> int:
     from ironwork_server.cli.serve import serve
 
-    return serve(options.config)
+    return serve(options.config, is_program=options.is_program)
 
 
 def _master_key_create(options: argparse.Namespace) -> int:

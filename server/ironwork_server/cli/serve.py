@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from ironwork_server.app import logs
+from ironwork_server.app.allocator import overwrite_freed, tell
 from ironwork_server.app.hardening import deny_memory_reads
 from ironwork_server.app.production import check_production, check_tls
 from ironwork_server.app.service import running
@@ -14,12 +15,17 @@ from ironwork_server.cli.run import leave_startup_to_itself, stop_signals
 from ironwork_server.upstream.endpoint import ANTHROPIC
 
 
-def serve(config: Path | None) -> int:
-    """Serve until SIGTERM. Errors: StartupError, SettingsError, and those of the parts."""
+def serve(config: Path | None, *, is_program: bool) -> int:
+    """Serve until SIGTERM. is_program: see overwrite_freed. Errors: StartupError, SettingsError,
+    and those of the parts.
+    """
     refuse_speaking_environment()
     settings = settings_from(config)
+    # Before anything is read that is worth a thought.
+    allocator = overwrite_freed(wanted=settings.memory.overwrite_freed, is_program=is_program)
     check_production(settings)
     logs.configure(settings.log_level)
+    tell(allocator)
     deny_memory_reads()
     asyncio.run(_serve(settings))
     return 0

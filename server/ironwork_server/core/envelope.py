@@ -6,6 +6,7 @@ gets `wrap_context`. Both layers' associated data say which row they belong to, 
 a part of one, opens nowhere else.
 """
 
+import ctypes
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,11 @@ DATA_KEY_LENGTH = 32
 NONCE_LENGTH = 12
 TAG_LENGTH = 16
 
+# The C library's; Python's own sources give bytes, which cannot be wiped.
+_getentropy = ctypes.CDLL(None, use_errno=True).getentropy
+_getentropy.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_getentropy.restype = ctypes.c_int
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -71,8 +77,14 @@ def pepper_context() -> bytes:
 
 
 def new_data_key() -> bytearray:
-    """32 random bytes, for one key; the caller wipes them."""
-    return bytearray(secrets.token_bytes(DATA_KEY_LENGTH))
+    """32 random bytes of the kernel's (getentropy(3)), for one key; the only copy, which the
+    caller wipes. Raises OSError.
+    """
+    data_key = bytearray(DATA_KEY_LENGTH)
+    buffer = (ctypes.c_char * DATA_KEY_LENGTH).from_buffer(data_key)
+    if _getentropy(ctypes.addressof(buffer), DATA_KEY_LENGTH) != 0:
+        raise OSError(ctypes.get_errno(), "the kernel gives no random bytes")
+    return data_key
 
 
 def seal(key: Secret, data_key: bytearray, binding: Binding) -> tuple[bytes, bytes]:

@@ -4,6 +4,7 @@
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
@@ -55,12 +56,38 @@ def unexpected(error: BaseException) -> status_pb2.Status:
 
 async def abort(context: Context, status: status_pb2.Status) -> NoReturn:
     """End the RPC with a status and its details."""
-    await context.abort(
-        _GRPC_CODES[status.code],
-        status.message,
-        ((STATUS_DETAILS, status.SerializeToString()),),
-    )
+    try:
+        await context.abort(
+            _GRPC_CODES[status.code],
+            status.message,
+            ((STATUS_DETAILS, status.SerializeToString()),),
+        )
+    except grpc.aio.AbortError as error:
+        release(error)
+        raise
     raise AssertionError("abort raises")
+
+
+def release(error: BaseException) -> None:
+    """Let go what the error's frames hold, a request with its key among it, when this task ends.
+
+    An error that a frame names, or that gRPC keeps with its call (the AbortError), keeps its
+    frames and is kept by them until some full garbage collection, which may be hours away.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        task.add_done_callback(lambda _: _clear(error))
+
+
+def _clear(error: BaseException) -> None:
+    found: list[BaseException] = []
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is not None and one not in found:
+            found.append(one)
+            traceback.clear_frames(one.__traceback__)
+            pending += (one.__cause__, one.__context__)
 
 
 async def sealed(context: Context, handler: Callable[[], Awaitable[T]]) -> T:
@@ -68,13 +95,17 @@ async def sealed(context: Context, handler: Callable[[], Awaitable[T]]) -> T:
     try:
         return await handler()
     except IronworkError as error:
+        release(error)
         status = to_status(error)
-    except (asyncio.CancelledError, grpc.aio.AbortError):
+    except (asyncio.CancelledError, grpc.aio.AbortError) as error:
+        release(error)
         raise
-    except grpc.aio.BaseError:
+    except grpc.aio.BaseError as error:
         # The peer has gone: there is nobody to answer.
+        release(error)
         raise asyncio.CancelledError from None
     except Exception as error:  # noqa: BLE001  the seam: every other error stops here
+        release(error)
         status = unexpected(error)
     return await abort(context, status)
 

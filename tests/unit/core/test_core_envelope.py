@@ -231,6 +231,13 @@ def test_refuses_a_data_key_of_another_length() -> None:
             envelope.seal(Secret(KEY), bytearray(length), BINDING)
 
 
+def test_without_random_bytes_there_is_no_data_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that gives no random bytes is an error, never a key of zeros."""
+    monkeypatch.setattr(envelope, "_getentropy", lambda *_: -1)
+    with pytest.raises(OSError, match="no random bytes"):
+        envelope.new_data_key()
+
+
 def test_nothing_random_repeats() -> None:
     """No data key and no nonce comes twice, also where the same key is sealed again."""
     data_key = envelope.new_data_key()

@@ -90,6 +90,8 @@ def shown(value: Any) -> str:
     """A default as the table shows it."""
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
+    if isinstance(value, bool):
+        return f"`{value}`".lower()
     return f"{value:g}" if isinstance(value, int | float) else f"`{value}`"
 
 

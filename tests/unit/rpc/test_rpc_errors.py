@@ -1,7 +1,10 @@
 """Errors as callers see them."""
 
 import asyncio
+import gc
 import logging
+import weakref
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -164,3 +167,54 @@ async def test_an_answer_passes() -> None:
         return "yes"
 
     assert await sealed(Context(), answer) == "yes"  # type: ignore[arg-type]
+
+
+class Request:
+    """Something that frames hold."""
+
+
+class KeepingContext(Context):
+    """Keeps the error that it raises, as gRPC's does."""
+
+    async def abort(self, code: grpc.StatusCode, text: str, trailing: Any) -> None:
+        self.raised = grpc.aio.AbortError()
+        self.context = self
+        raise self.raised
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """Nothing but reference counts frees anything."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collections")
+@pytest.mark.parametrize("kind", [None, KeyError, grpc.aio.UsageError, asyncio.CancelledError])
+async def test_a_failed_call_keeps_no_request(kind: type[BaseException] | None) -> None:
+    """When an RPC has failed nothing of its request stays, although the error and its frames, and
+    gRPC's error and its context, hold each other: a key is in no garbage that waits.
+    """
+    held: list[weakref.ref[Request]] = []
+
+    async def method(context: KeepingContext) -> None:
+        request = Request()
+        held.append(weakref.ref(request))
+
+        async def handler() -> None:
+            _ = request
+            # The frame names the error that it raises, and so does the cause's.
+            error = InvalidRequest("no", reason="NO") if kind is None else kind()
+            try:
+                cause = ValueError()
+                raise cause
+            except ValueError as first:
+                raise error from first
+
+        await sealed(context, handler)  # type: ignore[arg-type]
+
+    await asyncio.wait([asyncio.create_task(method(KeepingContext()))])
+    await asyncio.sleep(0)
+    assert [reference() for reference in held] == [None]

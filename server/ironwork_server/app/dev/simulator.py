@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import os
 import sys
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from ironwork_server.app.allocator import plain_environment
 from ironwork_server.app.dev.state import DevState
 from ironwork_server.app.startup import StartupError
 from ironwork_server.upstream.endpoint import UpstreamEndpoint
@@ -68,6 +70,7 @@ async def simulator(state: DevState, *, pace_s: float) -> AsyncIterator[Simulato
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
+        env=plain_environment(os.environ),
     )  # fmt: skip
     try:
         url = await _started(process, keys)
