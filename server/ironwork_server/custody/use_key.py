@@ -16,13 +16,12 @@ from ironwork_server.core.ports import (
     UpstreamResponse,
 )
 from ironwork_server.core.values import Action, ScreenedRequest, StoredKey
+from ironwork_server.custody.echo import EchoJudge, GuardedResponse
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.in_flight import CallScope, InFlight, KeyRef
 from ironwork_server.custody.last_used import UseRecorder
-from ironwork_server.custody.vault import Vault, binding_of
+from ironwork_server.custody.vault import Vault, binding_of, key_length
 
-# AES-GCM's tag, which the stored ciphertext holds and the key does not.
-TAG_BYTES = 16
 # Reads of the current key, each of which may be overtaken by a deletion, for one preparation.
 MAX_READS = 3
 
@@ -58,7 +57,7 @@ class SealedInjector:
     @property
     def length(self) -> int:
         """Length of the key in bytes."""
-        return len(self._row.sealed.ciphertext) - TAG_BYTES
+        return key_length(self._row)
 
     def inject(self, target: memoryview) -> None:
         """See core.ports.Injector. Errors: StaleCredential, DataLoss."""
@@ -115,8 +114,10 @@ class KeyUser:
         serving: Serving,
         scope: CallScope,
     ) -> AsyncIterator[UpstreamResponse]:
-        """The answer's head has arrived when this is entered. Errors: as Upstream.send's, and
-        PreconditionFailed (NO_KEY, KEY_WAS_DELETED), DataLoss, Unavailable.
+        """The answer's head has arrived when this is entered, and neither it nor the body, however
+        it is cut, holds the key. Errors: as Upstream.send's, and PreconditionFailed (NO_KEY,
+        KEY_WAS_DELETED), DataLoss, Unavailable, UpstreamFailed (KEY_ECHOED, ECHO_UNDECIDED,
+        UPSTREAM_ENCODING; the last three also from the body).
         """
         permit.require(Action.WITH_KEY)
         with self._in_flight.serving(scope) as register:
@@ -126,7 +127,7 @@ class KeyUser:
 
             async with self._upstream.send(request, body, credential, serving) as response:
                 await self._note(permit, serving, response)
-                yield response
+                yield await self._guarded(permit, serving, response)
 
     async def _prepare(
         self, permit: Permit, serving: Serving, register: Callable[[KeyRef], None]
@@ -162,6 +163,13 @@ class KeyUser:
             " is older than the log. Delete it again, or add a new key.",
             reason="KEY_WAS_DELETED",
         )
+
+    async def _guarded(
+        self, permit: Permit, serving: Serving, response: UpstreamResponse
+    ) -> UpstreamResponse:
+        if serving.key is None:  # nothing of a key was sent that could come back
+            return response
+        return await GuardedResponse.open(response, EchoJudge(self._vault, permit, serving.key))
 
     async def _note(self, permit: Permit, serving: Serving, response: UpstreamResponse) -> None:
         permit.note(http_status=response.status)

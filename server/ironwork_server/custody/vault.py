@@ -33,6 +33,8 @@ from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.uninterrupted import checkpoint
 
 HSM_RETRY_S = 5.0
+# AES-GCM's tag, which the stored ciphertext holds and the key does not.
+TAG_BYTES = 16
 
 
 class Vault:
@@ -65,16 +67,21 @@ class Vault:
         """A row's data key, for one use; the caller wipes it. Errors: DataLoss, Unavailable."""
         permit.require(Action.WITH_KEY)
         if row.workspace != permit.workspace or row.sealed.format != FORMAT:
-            raise _damaged()
+            raise damaged()
         return await self._unwrap(
             permit, row.sealed.wrapped, wrap_context(binding_of(row)), row.key_id
         )
 
     async def pepper(self, permit: Permit) -> Secret:
-        """The fingerprint pepper, made on first use; the caller wipes it."""
-        permit.require(Action.ADD_KEY)
+        """The fingerprint pepper, which the first AddKey makes; the caller wipes it. WithKey asks
+        for it only where an answer holds what may be the key. Errors: DataLoss, Unavailable.
+        """
+        permit.require(Action.ADD_KEY, Action.WITH_KEY)
         kept = await self._store.pepper()
         if kept is None:
+            # There is a key, so there was a pepper: a new one would fit no fingerprint.
+            if permit.action is not Action.ADD_KEY:
+                raise damaged()
             kept = await self._create_pepper(permit)
         pepper = await self._unwrap(permit, kept, pepper_context(), key_id="")
         try:
@@ -169,12 +176,18 @@ def binding_of(row: StoredKey) -> Binding:
     )
 
 
+def key_length(row: StoredKey) -> int:
+    """Length of the row's key in bytes."""
+    return len(row.sealed.ciphertext) - TAG_BYTES
+
+
 def _purpose(key_id: str) -> str:
     """What is wrapped: a key's data key, or the pepper, which belongs to no key."""
     return "data-key" if key_id else "pepper"
 
 
-def _damaged() -> DataLoss:
+def damaged() -> DataLoss:
+    """What there is to say of a record that is not as it was written."""
     return DataLoss(
         "The stored key does not open: its record was altered, moved or damaged. Add the key"
         " again and delete this one.",
@@ -185,7 +198,7 @@ def _damaged() -> DataLoss:
 def map_hsm_error(error: HsmError) -> IronworkError:
     """ironwork_hsm's errors as the service's: the one place that does this."""
     if isinstance(error, BlobRejected):
-        return _damaged()
+        return damaged()
     if isinstance(error, KeyMissing):
         return Unavailable(
             "The master-key version that wraps this record is not in the HSM.",

@@ -144,6 +144,17 @@ def test_a_grant_that_ended_is_told_as_a_refusal() -> None:
     assert (b"x-should-retry", b"false") in result.refusal.headers
 
 
+@pytest.mark.parametrize("reason", ["KEY_ECHOED", "ECHO_UNDECIDED", "UPSTREAM_ENCODING"])
+def test_an_answer_that_may_not_begin_is_not_asked_for_again(reason: str) -> None:
+    """Where a repeat would spend tokens for the same end, SDKs are told not to, as an answer."""
+    made = status(Code.UNAVAILABLE, reason)
+    result = _outcome.end_without_head(end(1, keys_pb2.OUTCOME_FAILED, error=made, sent=True).end)
+    assert isinstance(result, Refused)
+    assert result.refusal.status == 503
+    assert (b"x-should-retry", b"false") in result.refusal.headers
+    assert (b"x-ironwork-reason", reason.encode()) in result.refusal.headers
+
+
 def test_a_reason_that_is_none_is_left_out() -> None:
     """A header is made from a well-formed reason only."""
     made = status(Code.PERMISSION_DENIED, "A\r\nx: y")

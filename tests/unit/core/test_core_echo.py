@@ -196,6 +196,16 @@ def test_a_shorter_or_longer_one_costs_nothing() -> None:
         assert run([near]).judged == []
 
 
+def test_every_visible_character_may_stand_in_a_key() -> None:
+    """A key may hold all of ASCII from `!` to `~`; a blank or DEL ends the search at once."""
+    key = PREFIX + b"!" + bytes(range(0x22, 0x7F)) + b"AAzz"
+    for chunks in every_split(key):
+        assert run(chunks, key=key).cut
+    for other in (b" ", b"\x7f", b"\x80"):
+        searching = scanner(key)
+        assert searching.feed(key[:30] + other) == key[:30] + other
+
+
 def test_an_echo_with_more_behind_it_is_found() -> None:
     """The key followed by more visible characters is the key all the same."""
     assert run([KEY + b"AAzz" + KEY]).cut

@@ -126,12 +126,30 @@ class FaultyJournal:
         return self._real.was_deleted(workspace, key_id)
 
 
+@dataclass(frozen=True)
+class ScriptedAnswer:
+    """An UpstreamResponse as told."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: tuple[bytes | Exception, ...]
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for chunk in self.body:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+
 class ScriptedAnthropic:
     """Validates and answers as told; remembers the keys that it was sent."""
 
     def __init__(self) -> None:
         self.validation = Validation(Verdict.VALID, ORGANIZATION)
         self.status = 200
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        # The body's chunks; an error is raised where it stands.
+        self.body: list[bytes | Exception] = []
         self.keys: list[bytes] = []
         self.validated = 0
         self.asks_for_the_key = True
@@ -160,12 +178,7 @@ class ScriptedAnthropic:
             self.keys.append(bytes(buffer))
             break
 
-        @dataclass
-        class Answer:
-            status: int
-            headers: tuple[tuple[bytes, bytes], ...] = ()
-
-        yield Answer(self.status)
+        yield ScriptedAnswer(self.status, self.headers, tuple(self.body))
 
 
 @dataclass(frozen=True)

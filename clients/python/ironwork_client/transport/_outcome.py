@@ -45,6 +45,9 @@ _OTHER: Final = (500, "api_error")
 _DECISIONS: Final = frozenset(
     {_Code.PERMISSION_DENIED, _Code.UNAUTHENTICATED, _Code.FAILED_PRECONDITION}
 )
+# Anthropic answered, and a repeat would spend its tokens for the same end: told as an answer, since
+# SDKs repeat what looks like a lost connection.
+_FINAL_REASONS: Final = frozenset({"KEY_ECHOED", "ECHO_UNDECIDED", "UPSTREAM_ENCODING"})
 # What a stream can be refused with after it had begun a call. UNAVAILABLE is not among them: the
 # call may have gone upstream, so an answer that invites a repeat would be wrong.
 _STREAM_DECISIONS: Final = _DECISIONS | {_Code.INVALID_ARGUMENT, _Code.RESOURCE_EXHAUSTED}
@@ -83,7 +86,7 @@ def end_without_head(end: keys_pb2.ResponseEnd) -> Fault | Refused | NotSent:
         return Fault(FaultKind.REMOTE_PROTOCOL, "The server ended the call without an answer.")
     error = errors.from_status(end.error)
     refused = end.outcome == keys_pb2.OUTCOME_REFUSED
-    if refused or error.code in _DECISIONS:
+    if refused or error.code in _DECISIONS or error.reason in _FINAL_REASONS:
         answer = Refused(refusal(error, sent_upstream=end.sent_upstream))
         closing = refused and not end.sent_upstream and error.reason == STREAM_CLOSING
         return NotSent(answer, body_untouched=False) if closing else answer
