@@ -55,6 +55,8 @@ class Behaviour:
       echo_key: the key that was presented, in header `x-echo`, in the answer's text, or in an
         error's message.
       huge_header: a header `x-huge` of this many bytes.
+      fill: a body of this many bytes that look random and are always the same (filling.py).
+      encoding: the body compressed, with its content-encoding; a stream event by event.
       raw: these bytes (latin-1) instead of an HTTP answer; then FIN.
     When
       early: answer as soon as the request's head is here, while its body still comes.
@@ -64,7 +66,12 @@ class Behaviour:
         before the answer's first byte, at "body" once hold_after parts of the body are written.
       hang: never answer.
     How
-      framing: of a unary body: with its length, or chunked.
+      framing: of a unary body: with its length, or chunked; of any: up to the connection's end.
+      declared_length: this content-length, whatever the body's length is; then FIN.
+      trailers: after the last chunk.
+      interim: heads of these 1xx statuses before the answer's own.
+      drip_head: write the head byte by byte.
+      endless_headers: a head that never ends, for as long as the client takes it.
       error_after: after this many events, one `event: error` (error_type or overloaded_error) and
         the clean end of the stream.
       cut, cut_after: break off once this many parts are written (Cut).
@@ -86,6 +93,8 @@ class Behaviour:
     without_headers: tuple[str, ...] = ()
     echo_key: Literal["header", "body", "error"] | None = None
     huge_header: int | None = None
+    fill: int | None = None
+    encoding: Literal["gzip", "deflate"] | None = None
     raw: str | None = None
     early: bool = False
     first_byte_delay_s: float = 0.0
@@ -94,7 +103,12 @@ class Behaviour:
     hold_at: Literal["upload", "head", "body"] = "head"
     hold_after: int = 1
     hang: bool = False
-    framing: Literal["length", "chunked"] = "length"
+    framing: Literal["length", "chunked", "eof"] = "length"
+    declared_length: int | None = None
+    trailers: tuple[tuple[str, str], ...] = ()
+    interim: tuple[int, ...] = ()
+    drip_head: bool = False
+    endless_headers: bool = False
     error_after: int | None = None
     cut: Cut | None = None
     cut_after: int = 1

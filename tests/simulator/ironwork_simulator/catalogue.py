@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ironwork_simulator.errors import ApiError
+from ironwork_simulator.paging import page_by_id
 
 
 def _yes(*names: str) -> dict[str, Any]:
@@ -94,43 +95,11 @@ def usable_model(identifier: str) -> str:
 
 
 def page_of_models(query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """A page as `GET /v1/models` gives it: limit (1–1000, 20), after_id, before_id, lifecycle."""
-    models = _living(query)
-    limit = _limit(query)
-    after, before = query.get("after_id"), query.get("before_id")
-    if after and before:
-        raise ApiError(400, "before_id and after_id: only one of them may be given")
-    if after:
-        rest = models[_position(models, after[0], "after_id") + 1 :]
-        page, more = rest[:limit], len(rest) > limit
-    elif before:
-        rest = models[: _position(models, before[0], "before_id")]
-        page, more = rest[-limit:], len(rest) > limit
-    else:
-        page, more = models[:limit], len(models) > limit
-    return {
-        "data": page,
-        "has_more": more,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-    }
+    """A page as `GET /v1/models` gives it; lifecycle beside what page_by_id takes."""
+    return page_by_id(_living(query), query)
 
 
 def _living(query: Mapping[str, Sequence[str]]) -> list[Mapping[str, Any]]:
     asked = [*query.get("lifecycle", ()), *query.get("lifecycle[]", ())]
     stages = {stage for value in asked for stage in value.split(",")}
     return [m for m in MODELS if m["lifecycle"] in (stages or {"active", "deprecated"})]
-
-
-def _limit(query: Mapping[str, Sequence[str]]) -> int:
-    text = query.get("limit", ["20"])[0]
-    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
-        raise ApiError(400, "limit: Input should be between 1 and 1000")
-    return int(text)
-
-
-def _position(models: Sequence[Mapping[str, Any]], identifier: str, field: str) -> int:
-    for position, model in enumerate(models):
-        if model["id"] == identifier:
-            return position
-    raise ApiError(400, f"{field}: not the ID of an object in this list")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ironwork_simulator.keys import KnownKey
 
-# Anthropic's bound for the Messages API: 32 MB.
-MAX_BODY = 32 * 1024 * 1024
+MIB = 1024 * 1024
+# Anthropic's bounds for the bodies of requests, by the route's name; of all others DEFAULT.
+MAX_BODIES = {"batches.create": 256 * MIB, "files.upload": 500 * MIB}
+DEFAULT_MAX_BODY = 32 * MIB
 
 
 class NotLoopback(ValueError):
@@ -20,7 +22,8 @@ class Config:
 
     pace_s: seconds between the parts of an answer, 0 for benchmarks. tls_cert, tls_key: PEM files;
     without them it speaks plain HTTP. control_port: None for no control endpoint, 0 for any free
-    port. log_file: JSON lines, without secrets. max_body: bytes, past which it answers 413.
+    port. log_file: JSON lines, without secrets. max_body: bytes, past which it answers
+    413, instead of Anthropic's own bounds.
     idle_timeout_s: seconds after which a connection that carries nothing is closed.
     """
 
@@ -32,7 +35,7 @@ class Config:
     keys: tuple[KnownKey, ...] = field(default=(), repr=False)
     pace_s: float = 0.0
     log_file: Path | None = None
-    max_body: int = MAX_BODY
+    max_body: int | None = None
     max_connections: int = 4096
     idle_timeout_s: float = 300.0
 

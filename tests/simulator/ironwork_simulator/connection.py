@@ -17,6 +17,7 @@ from ironwork_simulator.errors import ApiError
 from ironwork_simulator.log import BodyDigest, RequestRecord
 
 _MAX_HEAD = 64 * 1024
+_END_OF_HEAD = b"\r\n\r\n"
 # What a client may send ahead of the answer to its current request.
 _MAX_AHEAD = 256 * 1024
 # How long an answered but unfinished upload is read and dropped, so that the answer arrives.
@@ -43,12 +44,16 @@ class Exchange:
         self.behaviour = Behaviour()
         self.refusal: ApiError | None = None
         self.body = bytearray()
+        # Whether anybody will want the body, beyond its digest.
+        self.keeps_body = True
+        self.max_body = 0
         self.too_large = False
         self.wants_close = False
         # Nothing more will be written for this request, by intention.
         self.answered = False
         self.body_done = False
         self.digest = BodyDigest()
+        self.sent_digest = BodyDigest()
 
     async def write(self, data: bytes) -> None:
         """Hand bytes to the transport and wait until it has room for more."""
@@ -59,6 +64,21 @@ class Exchange:
         connection.transport.write(data)
         if not connection.writable.is_set():
             await asyncio.wait_for(connection.writable.wait(), _STUCK_S)
+
+    async def write_head(self, head: bytes, body: bytes = b"") -> None:
+        """Write an answer's head, and with it its whole body where that is known."""
+        self.record.sent_head = head
+        self._note(body)
+        await self.write(head + body)
+
+    async def write_body(self, part: bytes, framed: bytes) -> None:
+        """Write a part of an answer's body in its framing."""
+        self._note(part)
+        await self.write(framed)
+
+    def _note(self, part: bytes) -> None:
+        self.sent_digest.add(part)
+        self.record.sent_length += len(part)
 
     def end(self, after: After) -> None:
         """The answer is complete, or as complete as it was meant to become."""
@@ -76,8 +96,8 @@ class Exchange:
 class Application(Protocol):
     """What a connection serves: the API or the control endpoint."""
 
-    @property
-    def max_body(self) -> int: ...
+    def max_body(self, exchange: Exchange) -> int:
+        """Bytes, past which a body is too large; asked once the head is complete."""
 
     def first_byte(self, connection: "Connection") -> RequestRecord: ...
 
@@ -154,7 +174,10 @@ class Connection(asyncio.Protocol):
                 self.transport.pause_reading()
             return
         if exchange is None:
-            self._exchange = Exchange(self, self._application.first_byte(self))
+            exchange = Exchange(self, self._application.first_byte(self))
+            self._exchange = exchange
+        if exchange.record.head_at is None:
+            exchange.record.received_head += data
         self._parse(data)
 
     def eof_received(self) -> None:
@@ -234,6 +257,8 @@ class Connection(asyncio.Protocol):
 
     def _on_head(self, exchange: Exchange, request: h11.Request) -> None:
         record = exchange.record
+        end = record.received_head.find(_END_OF_HEAD)
+        record.received_head = record.received_head[: end + len(_END_OF_HEAD)]
         record.method = request.method.decode("latin-1")
         record.target = request.target.decode("latin-1")
         record.http_version = request.http_version.decode("latin-1")
@@ -245,8 +270,9 @@ class Connection(asyncio.Protocol):
             "close" in value.lower() for value in record.values("connection")
         )
         lengths = record.values("content-length")
-        exchange.too_large = bool(lengths) and int(lengths[0]) > self._application.max_body
         self._application.head_complete(exchange)
+        exchange.max_body = self._application.max_body(exchange)
+        exchange.too_large = bool(lengths) and int(lengths[0]) > exchange.max_body
         if exchange.too_large or exchange.behaviour.early:
             self._start(exchange)
             return
@@ -257,19 +283,22 @@ class Connection(asyncio.Protocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _on_data(self, exchange: Exchange, data: bytes) -> None:
-        exchange.digest.add(data, exchange.record)
+        exchange.digest.add(data)
+        exchange.record.body_length += len(data)
         self._application.body_grew(exchange)
         if exchange.too_large:
             return
-        if len(exchange.body) + len(data) > self._application.max_body:
+        if exchange.record.body_length > exchange.max_body:
             exchange.too_large = True
             self._start(exchange)
             return
-        exchange.body += data
+        if exchange.keeps_body:
+            exchange.body += data
 
     def _on_end(self, exchange: Exchange) -> None:
         exchange.body_done = True
-        exchange.digest.finish(exchange.record)
+        record = exchange.record
+        record.body_sha256, record.body = exchange.digest.sha256, exchange.digest.kept
         self._application.body_complete(exchange)
         self._start(exchange)
         if exchange.answered and not self.transport.is_closing():

@@ -76,8 +76,7 @@ class Control:
 
     # --- ironwork_simulator.connection.Application ---
 
-    @property
-    def max_body(self) -> int:
+    def max_body(self, exchange: Exchange) -> int:
         return _MAX_BODY
 
     def first_byte(self, connection: Connection) -> RequestRecord:

@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable
 
 from ironwork_simulator.access import admit, presented_key
+from ironwork_simulator.batches import BatchStore
 from ironwork_simulator.behaviour import HEADER, Behaviour, Script
-from ironwork_simulator.config import Config
+from ironwork_simulator.config import DEFAULT_MAX_BODY, MAX_BODIES, Config
 from ironwork_simulator.connection import Connection, Exchange
 from ironwork_simulator.errors import ApiError
+from ironwork_simulator.files import FileStore
 from ironwork_simulator.headers import Clock, head_bytes, standard_headers
 from ironwork_simulator.holds import Holds
 from ironwork_simulator.keys import KeyTable
 from ironwork_simulator.log import RequestLog, RequestRecord
 from ironwork_simulator.plain import Invalid
 from ironwork_simulator.player import Stage, play
-from ironwork_simulator.reply import Reply, dressed, overridden, refusal
+from ironwork_simulator.reply import Reply, dressed, overridden, refusal, replaces
 from ironwork_simulator.routes import Call, find_route
 
 
@@ -38,12 +40,20 @@ class Engine:
         self._clock = Clock()
         self._run = secrets.token_hex(4)
         self._count = 0
+        self._files = FileStore()
+        self._batches = BatchStore()
         self._gates: set[asyncio.Task[None]] = set()
         self.faults: list[Exception] = []
 
-    @property
-    def max_body(self) -> int:
-        return self._config.max_body
+    def max_body(self, exchange: Exchange) -> int:
+        if self._config.max_body is not None:
+            return self._config.max_body
+        return MAX_BODIES.get(exchange.record.route, DEFAULT_MAX_BODY)
+
+    def clear(self) -> None:
+        """Forget the files and batches."""
+        self._files.clear()
+        self._batches.clear()
 
     def first_byte(self, connection: Connection) -> RequestRecord:
         self._count += 1
@@ -63,6 +73,7 @@ class Engine:
         except Invalid as error:
             # The simulator's own header was wrong: say so, in the words of its reader.
             exchange.refusal = ApiError(400, str(error))
+        exchange.keeps_body = not replaces(exchange.behaviour)
         self._log.changed(record)
 
     def body_grew(self, exchange: Exchange) -> None:
@@ -72,6 +83,8 @@ class Engine:
         self._log.body_complete(exchange.record)
 
     def finished(self, exchange: Exchange, *, disconnected: bool) -> None:
+        record, sent = exchange.record, exchange.sent_digest
+        record.sent_sha256, record.sent_body = sent.sha256, sent.kept
         if disconnected:
             exchange.record.disconnected_at = time.monotonic()
         else:
@@ -130,10 +143,18 @@ class Engine:
             return refusal(exchange.refusal, record.request_id)
         try:
             route, parameters = find_route(record.method, record.path)
-            admit(record, self._keys, inference=route.inference)
+            known = admit(record, self._keys, inference=route.inference)
             if exchange.too_large:
                 return refusal(ApiError(413), record.request_id)
-            call = Call(record, bytes(exchange.body), parameters, exchange.behaviour)
+            call = Call(
+                record=record,
+                body=exchange.body,
+                parameters=parameters,
+                behaviour=exchange.behaviour,
+                organization_id=known.organization_id,
+                files=self._files,
+                batches=self._batches,
+            )
             return route.handler(call)
         except ApiError as error:
             return refusal(error, record.request_id)

@@ -40,6 +40,11 @@ class Clock:
         return self._dates
 
 
+def timestamp(*, later_s: float = 0.0) -> str:
+    """Now, or later, as Anthropic writes times in bodies (RFC 3339)."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + later_s))
+
+
 def standard_headers(
     clock: Clock, record: RequestRecord, organization_id: str | None, content_type: str
 ) -> list[tuple[str, str]]:

@@ -49,7 +49,10 @@ class RequestRecord:
 
     number counts from 1 since the last clear(); connection from 1 since the start. headers are
     (name, value) pairs in order, names in their own case, decoded latin-1. *_at are
-    time.monotonic() seconds, *_wall time.time(). body is kept up to 64 KiB, else None. key is the
+    time.monotonic() seconds, *_wall time.time(). received_head and sent_head are the heads' exact
+    bytes, up to and with the blank line. body and sent_body are without HTTP's framing, and kept
+    up to 64 KiB, else None; their lengths and SHA-256 are of all; sent_* are there at the answer's
+    end, interim answers and what a `raw` behaviour wrote not counted. key is the
     presented credential as it came. disconnected_at: when the client was found gone before its
     answer was complete. malformed: it was no HTTP/1.1 request; method is then empty.
     """
@@ -72,6 +75,11 @@ class RequestRecord:
     body_sha256: str = ""
     body: bytes | None = field(default=None, repr=False)
     body_at: float | None = None
+    received_head: bytes = field(default=b"", repr=False)
+    sent_head: bytes = field(default=b"", repr=False)
+    sent_body: bytes | None = field(default=None, repr=False)
+    sent_length: int = 0
+    sent_sha256: str = ""
     request_id: str = ""
     status: int | None = None
     bytes_sent: int = 0
@@ -116,26 +124,34 @@ class RequestRecord:
             "request_id": self.request_id,
             "status": self.status,
             "bytes_sent": self.bytes_sent,
+            "sent_length": self.sent_length,
+            "sent_sha256": self.sent_sha256,
             "malformed": self.malformed,
         }
 
 
 class BodyDigest:
-    """A request's body as it arrives: length and SHA-256 of all, the bytes of the first 64 KiB."""
+    """A body as it passes: the SHA-256 of all, and the bytes themselves up to 64 KiB."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._kept = bytearray()
+        self._kept: bytearray | None = bytearray()
 
-    def add(self, data: bytes, record: RequestRecord) -> None:
+    def add(self, data: bytes) -> None:
         self._hash.update(data)
-        record.body_length += len(data)
-        if record.body_length <= MAX_KEPT_BODY:
+        if self._kept is not None:
             self._kept += data
+            if len(self._kept) > MAX_KEPT_BODY:
+                self._kept = None
 
-    def finish(self, record: RequestRecord) -> None:
-        record.body_sha256 = self._hash.hexdigest()
-        record.body = bytes(self._kept) if record.body_length <= MAX_KEPT_BODY else None
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    @property
+    def kept(self) -> bytes | None:
+        """The whole body, or None where it is larger than what is kept."""
+        return None if self._kept is None else bytes(self._kept)
 
 
 _Predicate = Callable[[RequestRecord], bool]
@@ -154,7 +170,7 @@ class RequestLog:
     def __init__(self, file: TextIO | None = None) -> None:
         self._lock = threading.Lock()
         self._records: deque[RequestRecord] = deque(maxlen=MAX_RECORDS)
-        self._with_body: deque[RequestRecord] = deque()
+        self._with_body: deque[tuple[RequestRecord, int]] = deque()
         self._body_bytes = 0
         self._count = 0
         self._waiters: list[_Waiter] = []
@@ -182,18 +198,23 @@ class RequestLog:
     def body_complete(self, record: RequestRecord) -> None:
         """Keep the bodies within their bound: the oldest go first."""
         record.body_at = time.monotonic()
-        if record.body:
-            with self._lock:
-                self._with_body.append(record)
-                self._body_bytes += len(record.body)
-                while self._body_bytes > MAX_KEPT_BODIES or len(self._with_body) > MAX_RECORDS:
-                    oldest = self._with_body.popleft()
-                    self._body_bytes -= len(oldest.body or b"")
-                    oldest.body = None
+        self._keep(record, len(record.body or b""))
         self.changed(record)
+
+    def _keep(self, record: RequestRecord, size: int) -> None:
+        if not size:
+            return
+        with self._lock:
+            self._with_body.append((record, size))
+            self._body_bytes += size
+            while self._body_bytes > MAX_KEPT_BODIES:
+                oldest, freed = self._with_body.popleft()
+                self._body_bytes -= freed
+                oldest.body = oldest.sent_body = None
 
     def close(self, record: RequestRecord) -> None:
         """The request is over: answered whole, cut, or abandoned."""
+        self._keep(record, len(record.sent_body or b""))
         if self._file is not None:
             self._file.write(json.dumps(record.public()) + "\n")
             self._file.flush()

@@ -15,7 +15,6 @@ from ironwork_simulator.sse import event
 _MAX_THINKING_PACES = 50
 # A long answer at pace 0 must not keep the loop from everyone else.
 _PARTS_A_TURN = 32
-_LAST_CHUNK = b"0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,38 +62,65 @@ class _Player:
         self._reply = reply
         self._stage = stage
         self._pace_s = pace_s
-        streams = reply.events is not None or self._behaviour.framing == "chunked"
-        wants_chunks = streams or self._behaviour.cut in {"chunked", "mid_chunk"}
-        self._chunked = wants_chunks and self._behaviour.cut != "content_length"
+        behaviour = self._behaviour
+        streams = reply.events is not None and reply.length is None
+        wants_chunks = streams or behaviour.framing == "chunked"
+        wants_chunks |= behaviour.cut in {"chunked", "mid_chunk"} or bool(behaviour.trailers)
+        has_length = behaviour.cut == "content_length" or behaviour.declared_length is not None
+        self._chunked = wants_chunks and not has_length
         # HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
-        self._until_close = self._chunked and exchange.record.http_version == "1.0"
+        is_old = self._chunked and exchange.record.http_version == "1.0"
+        self._until_close = is_old or behaviour.framing == "eof"
 
     async def run(self) -> None:
         behaviour, exchange = self._behaviour, self._exchange
         head = self._head()
         exchange.record.status = self._reply.status
-        if exchange.record.method == "HEAD":
-            await exchange.write(head)
+        if behaviour.interim:
+            await exchange.write(b"".join(map(_interim, behaviour.interim)))
+        if exchange.record.method == "HEAD" or self._reply.status == 204:
+            await exchange.write_head(head)
             self._end()
             return
         if self._is_plain():
-            await exchange.write(head + self._reply.body)
+            await exchange.write_head(head, self._reply.body)
             self._end()
             return
-        await exchange.write(head)
+        await self._write_head(head)
         async for part in self._paced():
             await self._write_part(part)
         if behaviour.cut is not None:
             await self._cut()
             return
         if self._chunked and not self._until_close:
-            await exchange.write(_LAST_CHUNK)
+            await exchange.write(self._last_chunk())
         self._end()
+
+    async def _write_head(self, head: bytes) -> None:
+        exchange = self._exchange
+        if self._behaviour.endless_headers:
+            await exchange.write(head[:-2])
+            while True:  # until the client has had enough: then writing fails
+                await exchange.write(b"x-endless: %b\r\n" % (b"a" * 100))
+                await asyncio.sleep(0)
+        if not self._behaviour.drip_head:
+            await exchange.write_head(head)
+            return
+        for position in range(len(head)):
+            await exchange.write(head[position : position + 1])
+            await asyncio.sleep(self._behaviour.drip_interval_s)
+        exchange.record.sent_head = head
+
+    def _last_chunk(self) -> bytes:
+        trailers = "".join(f"{name}: {value}\r\n" for name, value in self._behaviour.trailers)
+        return b"0\r\n%b\r\n" % trailers.encode("latin-1", "replace")
 
     def _is_plain(self) -> bool:
         """The usual unary answer: head and body in one write."""
         b = self._behaviour
-        return not self._chunked and b.cut is None and b.drip is None and b.hold_at != "body"
+        odd = b.cut is not None or b.drip is not None or b.hold_at == "body"
+        odd |= b.drip_head or b.endless_headers
+        return not odd and not self._chunked and self._reply.events is None
 
     def _head(self) -> bytes:
         exchange, reply = self._exchange, self._reply
@@ -102,10 +128,12 @@ class _Player:
             self._stage.clock, exchange.record, self._stage.organization_id, reply.content_type
         )
         headers += reply.headers
-        if not self._chunked:
-            headers.append(("content-length", str(self._content_length())))
-        elif not self._until_close:
+        if reply.status == 204 or self._until_close:
+            pass
+        elif self._chunked:
             headers.append(("transfer-encoding", "chunked"))
+        else:
+            headers.append(("content-length", str(self._content_length())))
         closes = exchange.wants_close or exchange.too_large or self._until_close
         if closes or self._behaviour.close == "announced":
             headers.append(("connection", "close"))
@@ -114,7 +142,11 @@ class _Player:
         return head_bytes(reply.status, headers, self._behaviour)
 
     def _content_length(self) -> int:
-        if self._reply.events is not None:
+        if self._behaviour.declared_length is not None:
+            return self._behaviour.declared_length
+        if self._reply.length is not None:
+            length = self._reply.length
+        elif self._reply.events is not None:
             self._reply.events = list(self._reply.events)
             length = sum(map(len, self._reply.events))
         else:
@@ -169,10 +201,11 @@ class _Player:
     async def _write_part(self, part: bytes) -> None:
         drip = self._behaviour.drip
         if not drip:
-            await self._exchange.write(self._framed(part))
+            await self._exchange.write_body(part, self._framed(part))
             return
         for start in range(0, len(part), drip):
-            await self._exchange.write(self._framed(part[start : start + drip]))
+            piece = part[start : start + drip]
+            await self._exchange.write_body(piece, self._framed(piece))
             # Also at 0: the loop must turn, or the pieces leave as one.
             await asyncio.sleep(self._behaviour.drip_interval_s)
 
@@ -193,7 +226,11 @@ class _Player:
         close = self._behaviour.close
         if close == "before_next_request":
             self._exchange.end(After.RESET_AT_NEXT_REQUEST)
-        elif close is not None or self._until_close:
+        elif close is not None or self._until_close or self._behaviour.declared_length is not None:
             self._exchange.end(After.CLOSE)
         else:
             self._exchange.end(After.KEEP)
+
+
+def _interim(status: int) -> bytes:
+    return f"HTTP/1.1 {status} Interim\r\nx-interim: yes\r\n\r\n".encode("latin-1")

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field, replace
 
 from ironwork_simulator.behaviour import Behaviour
 from ironwork_simulator.errors import ApiError
+from ironwork_simulator.filling import compressed_parts, filling
 
 
 @dataclass(slots=True)
 class Reply:
     """A status, headers, and a body: of known bytes, or of the events of a stream.
 
-    paces: how many of the simulator's paces a unary answer takes to think of.
+    paces: how many of the simulator's paces a unary answer takes to think of. length: of the events
+    in all, where they go with a content-length and not in chunks.
     """
 
     status: int
@@ -20,6 +22,7 @@ class Reply:
     events: Iterable[bytes] | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
     paces: int = 1
+    length: int | None = None
 
 
 def refusal(error: ApiError, request_id: str) -> Reply:
@@ -34,15 +37,27 @@ def refusal(error: ApiError, request_id: str) -> Reply:
     return Reply(error.status, "application/json", error.body(request_id), headers=headers)
 
 
+def replaces(behaviour: Behaviour) -> bool:
+    """Whether a behaviour gives an answer of its own, whatever the request's body says."""
+    own = behaviour.body is not None or behaviour.fill is not None or behaviour.raw is not None
+    return own or behaviour.status not in {None, 200}
+
+
 def overridden(behaviour: Behaviour, key: str | None, request_id: str) -> Reply | None:
     """The reply that a behaviour gives instead of the route's; None where it gives none."""
     if behaviour.body is not None:
         body = behaviour.body.encode("latin-1", "replace")
         return Reply(behaviour.status or 200, behaviour.content_type, body)
+    if behaviour.fill is not None:
+        events = filling(behaviour.fill)
+        length = behaviour.fill
+        return Reply(200, "application/octet-stream", events=events, length=length)
     if behaviour.status is None or behaviour.status == 200:
         return None
     if behaviour.location is not None or 300 <= behaviour.status < 400:
         return Reply(behaviour.status, "text/html", b"")
+    if behaviour.status < 300:
+        return Reply(behaviour.status, behaviour.content_type, b"")
     message = behaviour.message
     if behaviour.echo_key == "error":
         message = f"invalid x-api-key: {key or ''}"
@@ -69,4 +84,14 @@ def dressed(reply: Reply, behaviour: Behaviour, key: str | None) -> Reply:
         headers.append(("x-echo", key or ""))
     if behaviour.huge_header is not None:
         headers.append(("x-huge", "a" * behaviour.huge_header))
-    return replace(reply, headers=headers)
+    if behaviour.encoding is None:
+        return replace(reply, headers=headers)
+    headers.append(("content-encoding", behaviour.encoding))
+    return replace(compressed(reply, behaviour.encoding), headers=headers)
+
+
+def compressed(reply: Reply, encoding: str) -> Reply:
+    """The reply with its body compressed; what is a stream can be read part by part."""
+    if reply.events is not None:
+        return replace(reply, events=compressed_parts(reply.events, encoding), length=None)
+    return replace(reply, body=b"".join(compressed_parts([reply.body], encoding)))

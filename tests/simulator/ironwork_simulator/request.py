@@ -51,7 +51,7 @@ class InputUsage:
         return self.input_tokens + self.cache_creation + self.cache_read
 
 
-def parse_messages(body: bytes, *, counting: bool = False) -> MessagesRequest:
+def parse_messages(body: bytes | bytearray, *, counting: bool = False) -> MessagesRequest:
     """Read a request's body; counting: for count_tokens, which takes no max_tokens.
 
     Raises ApiError 400, or 404 for an unknown model.
@@ -89,7 +89,7 @@ def characters_of(tokens: int) -> int:
     return tokens * _CHARACTERS_PER_TOKEN
 
 
-def _json_object(body: bytes) -> Mapping[str, Any]:
+def _json_object(body: bytes | bytearray) -> Mapping[str, Any]:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

@@ -142,10 +142,13 @@ class Simulator:
         return self._holds.get(name)
 
     def clear(self) -> None:
-        """Forget the log, the script and the holds (which are released); keep the keys."""
+        """Forget the log, the script, the files and batches, and the holds (which are released);
+        keep the keys.
+        """
         self._script.clear()
         self._holds.clear()
         self._log.clear()
+        self._engine.clear()
 
     # --- what arrived ---
 
