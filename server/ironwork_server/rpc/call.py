@@ -138,7 +138,7 @@ class Call:
             end.audit.CopyFrom(convert.audit_reference(permit.intent))
             request = self._screen()
             permit.note(method=request.method, route=request.route)
-            if not request.has_body:
+            if not request.has_body or request.content_length == 0:
                 await self._expect_no_body()
             async with self._key_user.send(
                 permit, request, self.upload.chunks(), serving=serving, scope=self.scope
@@ -159,7 +159,8 @@ class Call:
     async def _expect_no_body(self) -> None:
         async for _ in self.upload.chunks():
             raise InvalidRequest(
-                "This request takes no body, but one was sent.", reason="BODY_LENGTH_MISMATCH"
+                "This request has no body or a length of 0, but a body was sent.",
+                reason="BODY_LENGTH_MISMATCH",
             )
 
     async def _deliver(

@@ -141,6 +141,10 @@ class Exchange:
                 raise faults.body_too_large(self._max_body)
             if self._length is not None and sent > self._length:
                 raise faults.body_length_mismatch()
+            # Before its last piece is sent: a body that is too long never arrives as a whole one,
+            # which would cost the tokens of a request that the agent is told has failed.
+            if sent == self._length and await self._more_follows():
+                raise faults.body_length_mismatch()
             if piece:
                 await self._transmit(channel, h11.Data(data=piece))
             if sent == self._length and not self._uploaded:
@@ -149,6 +153,12 @@ class Exchange:
             raise faults.body_length_mismatch()
         if not self._uploaded:
             self._finish_upload(channel)
+
+    async def _more_follows(self) -> bool:
+        while (piece := await self._next_piece()) is not None:
+            if piece:
+                return True
+        return False
 
     async def _next_piece(self) -> bytes | None:
         deadline = asyncio.timeout(self._timeouts.body_idle_s)

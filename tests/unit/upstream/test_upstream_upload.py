@@ -231,3 +231,15 @@ async def test_a_large_body_arrives_whole(server: RawServer, upstream: HttpUpstr
     assert body == b"".join(parts)
     connection.send(OK)
     assert await connecting == (200, b"ok")
+
+
+async def test_a_body_that_is_too_long_never_arrives_whole(
+    server: RawServer, upstream: HttpUpstream
+) -> None:
+    """A piece past the announced length is noticed before the last announced byte is sent."""
+    with pytest.raises(InvalidRequest) as caught:
+        await fetch(upstream, post(4), pieces(b"ab", b"cd", b"", b"e"))
+    assert caught.value.reason == "BODY_LENGTH_MISMATCH"
+    connection = await server.connection()
+    await connection.disconnected.wait()
+    assert connection.received.endswith(b"\r\n\r\nab")
