@@ -3,6 +3,7 @@
 from __future__ import annotations  # the generated stubs' async classes exist for types only
 
 import asyncio
+import gc
 import json
 import random
 from collections import Counter
@@ -18,6 +19,8 @@ from fixtures.server import AGENT, PARENT, StartService
 from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
 from ironwork_server.app import service as composition
 from ironwork_server.store import open_store
+from ironwork_server.upstream.endpoint import UpstreamEndpoint
+from ironwork_simulator import Simulator
 
 CALL_S = 30.0
 CALLS = 200
@@ -106,23 +109,28 @@ def said_of_keys(folder: Path) -> int:
     )
 
 
-# The simulator's TLS is asyncio's, which forgets a connection whose client goes in the handshake;
-# our own connections are counted below.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# Without TLS to the simulator: its TLS is asyncio's, which at its loop's end leaves connections
+# unclosed whose client went in the middle of the handshake. And asyncio's create_connection loses a
+# socket, which the collector closes, when it is cancelled just as one of its tries has won.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
 async def test_nothing_is_left_of_cancelled_calls(
-    start_service: StartService, parts: Parts
+    start_service: StartService, plain_simulator: Simulator, parts: Parts
 ) -> None:
     """After any number of cancelled RPCs no limit is counted, no call in flight, no connection in
     use and no intent open; the journal and the store agree on the keys; and the service serves.
     """
-    service = await start_service()
-    await service.add()
+    simulator = plain_simulator
+    endpoint = UpstreamEndpoint("127.0.0.1", simulator.port, tls=False)
+    service = await start_service(endpoint=endpoint)
+    await service.add(simulator.make_key())
     chance = random.Random(20261123)
     agents, admins = service.keys(AGENT), service.keys()
     for _ in range(CALLS // AT_ONCE):
         calls = [a_request(agents, chance) for _ in range(AT_ONCE - 10)]
         calls += [a_half_upload(agents, chance) for _ in range(5)]
-        calls += [an_addition(admins, service.simulator.make_key(), chance) for _ in range(5)]
+        calls += [an_addition(admins, simulator.make_key(), chance) for _ in range(5)]
         await asyncio.gather(*calls)
     agent = Agent(agents)
     await agent.start()
@@ -139,3 +147,4 @@ async def test_nothing_is_left_of_cancelled_calls(
     finally:
         await store.close()
     assert said_of_keys(service.folder) == len(kept)
+    gc.collect()  # here, where the warning above is expected
