@@ -11,16 +11,20 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-# The longest part at a position that changes nothing in the scanner's state.
-_STRING_PART = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_FLAT_PART = re.compile(rb'[^"{}\[\],]*+')
-_NESTED_PART = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
-_BLANK_PART = re.compile(rb"[ \t\r\n]*+")
+# A long part at a position that changes nothing in the scanner's state. The repetitions of a group
+# are bounded, since each takes memory until the match is over; the scanner goes on where one ended.
+# Possessive ones would take none, but some releases of CPython 3.11, Debian 12's among them, match
+# them wrongly (python/cpython#106052).
+_STRING_PART = re.compile(rb'[^"\\]*(?:\\.[^"\\]*){0,256}', re.DOTALL)
+_FLAT_PART = re.compile(rb'[^"{}\[\],]*')
+_NESTED_PART = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]*(?:\\.[^"\\]*){0,16}"){0,256}', re.DOTALL)
+_BLANK_PART = re.compile(rb"[ \t\r\n]*")
 
 _MAX_NAME = 64
 _QUOTE, _BACKSLASH, _COLON, _COMMA = b'"\\:,'
 _OBJECT_BEGINS, _OBJECT_ENDS = b"{}"
 _BEGINS = b"{["
+_STRUCTURE = b"{}[]"
 
 
 class MalformedError(Exception):
@@ -118,11 +122,15 @@ class TopLevelMembers:
             return end + 1
         if mark == _QUOTE:
             self._state = self._in_string
-        else:
+        elif mark in _STRUCTURE:
             self._count_structure()
             self._depth += 1 if mark in _BEGINS else -1
             if self._depth < 0:
                 raise MalformedError
+        else:
+            # Only the bound on repetitions ended the part here.
+            self._keep(chunk[position:end])
+            return end
         self._keep(chunk[position : end + 1])
         return end + 1
 
@@ -148,7 +156,7 @@ class TopLevelMembers:
         end = _end(_STRING_PART, chunk, position)
         if end == len(chunk):
             return end, False
-        # A backslash stops the pattern only as a chunk's last byte: what it escapes comes next.
+        # A backslash that stops the pattern escapes what comes next, in this chunk or another.
         self._escaped = chunk[end] == _BACKSLASH
         return end + 1, not self._escaped
 

@@ -350,6 +350,12 @@ def test_a_large_message_is_read_in_little_memory() -> None:
     assert peak < 1024 * 1024
 
 
+def test_many_short_strings_are_read_over() -> None:
+    """More parts than one match of the scanner takes are read all the same."""
+    many = {"content": [["a", "\\" * 40, "\n" * 600] * 1000]} | MESSAGE
+    assert meter([json.dumps(many).encode()], JSON, b"") == MESSAGE_USAGE
+
+
 def test_an_endless_event_is_not_kept() -> None:
     """A line that never ends holds about 1 MiB, and no more."""
     reading = UsageMeter(EVENTS, b"")
