@@ -89,7 +89,8 @@ async def test_a_stream_comes_as_the_simulator_wrote_it(
     assert body.startswith(b"event: message_start\n")
     assert b"event: message_stop\n" in body
     assert {b"request-id", b"anthropic-organization-id"} <= names
-    (record,) = simulator.requests
+    record = await simulator.wait_for_end(1)
+    assert len(simulator.requests) == 1
     assert (record.key, record.credential_header) == (key, "x-api-key")
     assert record.target == "/v1/messages?beta=true"
     assert record.status == 200
