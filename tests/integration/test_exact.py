@@ -152,6 +152,7 @@ async def test_a_batch_lives_its_life(service: TestService) -> None:
     assert len(json.loads(page.body)["data"]) == 2
     assert json.loads(cancelled.body)["request_counts"]["canceled"] == 1
     assert json.loads(deleted.body)["type"] == "message_batch_deleted"
+    await service.simulator.wait_for_end(len(service.simulator.requests))
     for answer in (created, second, *answers):
         [record] = [
             r for r in service.simulator.requests

@@ -190,6 +190,7 @@ async def test_a_body_longer_or_shorter_than_it_said_is_no_second_request(
         await agent.send(end=keys_pb2.RequestEnd())
         assert (await agent.answer()).reason == "BODY_LENGTH_MISMATCH"
     assert (await agent.message()).end.outcome == keys_pb2.OUTCOME_COMPLETED
+    await service.simulator.wait_for_end(len(service.simulator.requests))
     whole = [record for record in service.simulator.requests if record.finished_at is not None]
     assert {record.path for record in service.simulator.requests} == {"/v1/messages"}
     assert whole[-1].key == key
