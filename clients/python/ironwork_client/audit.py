@@ -4,15 +4,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ironwork.keys.v1 import audit_pb2, audit_pb2_grpc
 from ironwork_client import errors
-from ironwork_client._channel import channel_options
+from ironwork_client._unary import UnaryClient
 from ironwork_client.profile import Profile
 
 DEFAULT_DEADLINE_S: Final = 30.0
@@ -37,29 +36,13 @@ class AuditRecord:
         return value
 
 
-class AuditClient:
+class AuditClient(UnaryClient):
     """The log of every API and HSM operation. A context manager; safe for threads."""
 
     def __init__(self, profile: Profile, *, deadline: float = DEFAULT_DEADLINE_S) -> None:
         """deadline: seconds for each page. Raises ProfileError."""
-        self._deadline = deadline
-        self._channel = grpc.secure_channel(
-            profile.target,
-            profile.credentials(),
-            options=channel_options(profile, max_receive_bytes=_MAX_RECEIVE_BYTES),
-        )
+        super().__init__(profile, deadline=deadline, max_receive_bytes=_MAX_RECEIVE_BYTES)
         self._stub = audit_pb2_grpc.AuditServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def entries(
         self,
@@ -96,9 +79,6 @@ class AuditClient:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
-
-    def close(self) -> None:
-        self._channel.close()
 
 
 def _timestamp(time: datetime | None) -> Timestamp | None:

@@ -20,6 +20,7 @@ from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
 from ironwork_client import errors
 from ironwork_client._channel import channel_options
 from ironwork_client._syntax import check_key
+from ironwork_client._unary import UnaryClient
 from ironwork_client.profile import Profile
 
 DEFAULT_DEADLINE_S: Final = 30.0
@@ -75,7 +76,7 @@ class DeletedKey:
     cancelled_requests: int
 
 
-class KeyClient:
+class KeyClient(UnaryClient):
     """The workspace's keys, for a key-admin's profile. A context manager; safe for threads.
 
     Every method raises an IronworkError, and ProfileError where the profile names no workspace.
@@ -84,24 +85,8 @@ class KeyClient:
     def __init__(self, profile: Profile, *, deadline: float = DEFAULT_DEADLINE_S) -> None:
         """deadline: seconds for each call. Raises ProfileError."""
         self._parent = profile.parent
-        self._deadline = deadline
-        self._channel = grpc.secure_channel(
-            profile.target,
-            profile.credentials(),
-            options=channel_options(profile, max_receive_bytes=_MAX_RECEIVE_BYTES),
-        )
+        super().__init__(profile, deadline=deadline, max_receive_bytes=_MAX_RECEIVE_BYTES)
         self._stub = keys_pb2_grpc.KeyServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def add(
         self,
@@ -149,9 +134,6 @@ class KeyClient:
         except grpc.RpcError as failure:
             raise errors.from_rpc(failure) from None
         return _deleted(answer)
-
-    def close(self) -> None:
-        self._channel.close()
 
 
 class AsyncKeyClient:
