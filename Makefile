@@ -3,6 +3,9 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 STATE ?= .ironwork-dev
+# Beside SoftHSM, for tests only: a second PKCS#11 module and a compiler for the model of a third, a
+# PKCS#11 tracer, fault injection, and the log verifier that others wrote.
+TEST_PACKAGES := libnss3 libnss3-tools gcc libc6-dev opensc-pkcs11 strace golang-go golang-golang-x-mod-dev
 GENERATED := protos/ironwork/keys/v1
 
 .PHONY: help
@@ -14,6 +17,10 @@ setup: ## Install what is missing: SoftHSM (apt), Python packages (.venv)
 	@scripts/system-packages softhsm2
 	@scripts/python-env
 
+.PHONY: test-setup
+test-setup: setup ## Install what only tests need (apt)
+	@scripts/system-packages $(TEST_PACKAGES)
+
 .PHONY: demo
 demo: setup ## Play the whole main job on a throw-away server, about a minute
 	@$(BIN)/python -m demo
@@ -23,11 +30,11 @@ dev: setup ## Keep a development server running; prints what to type next
 	@$(BIN)/ironwork-server dev --state $(STATE)
 
 .PHONY: test
-test: setup ## Run the whole test suite, with coverage of the security core
+test: test-setup ## Run the whole test suite, with coverage of the security core
 	@scripts/run-tests
 
 .PHONY: test-slow
-test-slow: setup ## Run the long and hostile tests too
+test-slow: test-setup ## Run the long and hostile tests too
 	@$(BIN)/pytest -m slow --timeout=1800
 
 .PHONY: test-sdks

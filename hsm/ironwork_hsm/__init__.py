@@ -11,7 +11,10 @@ from ironwork_hsm.interface import (
     KeyVersion,
     KeyWrapper,
     PinRefused,
+    SignatureAlgorithm,
+    Signer,
     Unavailable,
+    VersionDestroyer,
     WrappedKey,
 )
 
@@ -25,7 +28,10 @@ __all__ = [
     "KeyVersion",
     "KeyWrapper",
     "PinRefused",
+    "SignatureAlgorithm",
+    "Signer",
     "Unavailable",
+    "VersionDestroyer",
     "WrappedKey",
     "open_backend",
 ]

@@ -1,7 +1,8 @@
 """What a master-key backend does, and its errors. The server knows only this.
 
-Optional abilities (rotation, signing) are protocols of their own beside KeyWrapper, so that a
-backend offers what its device can do.
+Optional abilities (creating and destroying versions) are protocols of their own beside KeyWrapper,
+so that a backend offers what its device can do. A Signer is another key, in a token and under a
+PIN of its own: it signs the audit log's checkpoints.
 
 HsmError
 ├── ConfigurationError   the URI or a file it names is wrong; starting again will not help
@@ -13,6 +14,7 @@ HsmError
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 
@@ -76,10 +78,18 @@ class KeyWrapper(Protocol):
     def mechanism(self) -> str:
         """The mechanism that wrap uses."""
 
-    async def wrap(self, data_key: bytes | bytearray, context: bytes) -> WrappedKey:
-        """Wrap 32 bytes. The blob opens only with the same context, name, version and mechanism."""
+    async def wrap(
+        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+    ) -> WrappedKey:
+        """Wrap 32 bytes. The blob opens only with the same context, name, version and mechanism.
 
-    async def unwrap(self, wrapped: WrappedKey, context: bytes) -> bytearray:
+        reference: the caller's correlation id (at most 64 visible ASCII characters), for a backend
+        that keeps a record of its own, such as the HSM process; others ignore it.
+        """
+
+    async def unwrap(
+        self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
+    ) -> bytearray:
         """The 32 bytes; the caller wipes them. Raises BlobRejected, KeyMissing, Unavailable."""
 
     async def versions(self) -> Sequence[KeyVersion]:
@@ -99,6 +109,49 @@ class KeyCreator(Protocol):
         """Generate the next version (the first is 1) in the device; wrap uses it from then on.
         Raises ConfigurationError, PinRefused, Unavailable.
         """
+
+
+@runtime_checkable
+class VersionDestroyer(Protocol):
+    """A backend that can destroy versions of the master key. Found by isinstance."""
+
+    async def destroy_version(self, version: int, *, admin_pin_source: str) -> None:
+        """Destroy one version for good: what it wraps opens no more. Never the current one.
+
+        admin_pin_source: where the separate administrator's PIN is, as `pin-source` of RFC 7512
+        (`file:/…`); empty where the device has roles of its own (a cloud KMS). Raises
+        ConfigurationError, PinRefused, KeyMissing, Unavailable.
+        """
+
+
+class SignatureAlgorithm(StrEnum):
+    """What a checkpoint may be signed with."""
+
+    ED25519 = "ed25519"
+    ECDSA_P256 = "ecdsa-p256"
+
+
+class Signer(Protocol):
+    """Signs with a key that never leaves its device. Safe for concurrent use."""
+
+    @property
+    def name(self) -> str:
+        """Identifies the key: the URI's path, without query or credentials."""
+
+    @property
+    def algorithm(self) -> SignatureAlgorithm: ...
+
+    @property
+    def public_key(self) -> bytes:
+        """Ed25519: the 32 bytes of RFC 8032. ECDSA: the DER SubjectPublicKeyInfo (RFC 5480)."""
+
+    async def sign(self, message: bytes, *, reference: str = "") -> bytes:
+        """Ed25519: the 64 bytes of RFC 8032. ECDSA: over SHA-256 of message, DER (RFC 3279 2.2.3).
+
+        Exactly one operation in the device. Raises KeyMissing, Unavailable.
+        """
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,9 @@ class Pkcs11KeyWrapper:
             await self.close()
             raise
 
-    async def wrap(self, data_key: bytes | bytearray, context: bytes) -> WrappedKey:
+    async def wrap(
+        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+    ) -> WrappedKey:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long or a
         context over 64 KiB, KeyMissing, Unavailable.
         """
@@ -120,7 +122,9 @@ class Pkcs11KeyWrapper:
             _wipe(copy)
         return WrappedKey(self._name, version, MECHANISM, pack(iv, sealed))
 
-    async def unwrap(self, wrapped: WrappedKey, context: bytes) -> bytearray:
+    async def unwrap(
+        self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
+    ) -> bytearray:
         """See KeyWrapper.unwrap. Raises ValueError for a context over 64 KiB."""
         _check_context(context)
         version = wrapped.key_version

@@ -110,7 +110,7 @@ class Vault:
             master_key_version=wrapper.current_version,
             mechanism=wrapper.mechanism,
         ):
-            return await wrapper.wrap(data_key, context)
+            return await wrapper.wrap(data_key, context, reference=permit.correlation_id)
 
     async def _unwrap(
         self, permit: Permit, wrapped: WrappedKey, context: bytes, key_id: str
@@ -132,7 +132,7 @@ class Vault:
             master_key_version=wrapped.key_version,
             mechanism=wrapped.mechanism,
         ):
-            return await wrapper.unwrap(wrapped, context)
+            return await wrapper.unwrap(wrapped, context, reference=permit.correlation_id)
 
     @asynccontextmanager
     async def _recorded(

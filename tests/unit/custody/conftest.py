@@ -84,12 +84,16 @@ class FaultyWrapper:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
-    async def wrap(self, data_key: bytes | bytearray, context: bytes) -> WrappedKey:
+    async def wrap(
+        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+    ) -> WrappedKey:
         if self.fault is not None:
             raise self.fault
         return await self._real.wrap(data_key, context)
 
-    async def unwrap(self, wrapped: WrappedKey, context: bytes) -> bytearray:
+    async def unwrap(
+        self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
+    ) -> bytearray:
         if self.fault is not None:
             raise self.fault
         self.unwraps += 1

@@ -116,8 +116,8 @@ def data_keys(monkeypatch: pytest.MonkeyPatch, custody: Custody) -> list[bytearr
         seen.append(new())
         return seen[-1]
 
-    async def unwrapped(*args: Any) -> bytearray:
-        seen.append(await unwrap(*args))
+    async def unwrapped(*args: Any, **kwargs: Any) -> bytearray:
+        seen.append(await unwrap(*args, **kwargs))
         return seen[-1]
 
     monkeypatch.setattr(vaults, "new_data_key", new_data_key)
