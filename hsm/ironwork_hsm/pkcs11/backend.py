@@ -95,7 +95,7 @@ class Pkcs11KeyWrapper:
         """Open the lanes and look at the keys. Closes again what it opened where it fails."""
         try:
             await self._lanes.start(deadline_s=self._options.slow_deadline_s)
-            await self.versions()
+            await self._list_versions(self._options.slow_deadline_s)
         except BaseException:
             await self.close()
             raise
@@ -141,7 +141,10 @@ class Pkcs11KeyWrapper:
 
     async def versions(self) -> Sequence[KeyVersion]:
         """See KeyWrapper.versions. Asks the token; a newer version found is current from now on."""
-        found = await self._run(_describe_all)
+        return await self._list_versions(self._options.deadline_s)
+
+    async def _list_versions(self, deadline_s: float) -> Sequence[KeyVersion]:
+        found = await self._run(_describe_all, deadline_s=deadline_s)
         if found:
             self._learn(found[-1].version)
         return found
