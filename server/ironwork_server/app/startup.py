@@ -11,9 +11,10 @@ class StartupError(Exception):
     """The service does not start; the text says why and what to do."""
 
 
-# Each makes a library below write what it handles, keys and bodies included.
-_SPEAKING = {
+# Each makes a library below write what it handles, keys and bodies included, or weakens TLS.
+_REFUSED = {
     "GRPC_TRACE": "it makes gRPC print messages, and with them keys",
+    "GRPC_SSL_CIPHER_SUITES": "it makes gRPC agree on other ciphers than its own, weak ones too",
     "SSLKEYLOGFILE": "it makes TLS write its session keys",
     "PYTHONASYNCIODEBUG": "asyncio's debug mode prints what its callbacks hold",
     "PYTHONDEVMODE": "it turns on asyncio's debug mode, which prints what callbacks hold",
@@ -21,8 +22,10 @@ _SPEAKING = {
 
 
 def refuse_speaking_environment(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse variables and modes under which secrets are printed. Errors: StartupError."""
-    for name, why in _SPEAKING.items():
+    """Refuse variables and modes under which secrets are printed or TLS is weaker, set to whatever.
+    Errors: StartupError.
+    """
+    for name, why in _REFUSED.items():
         if environ.get(name):
             raise StartupError(f"{name} is set: {why}. Unset it and start again.")
     if sys.flags.dev_mode:

@@ -15,6 +15,7 @@ import ssl
 import struct
 from collections.abc import Callable
 
+from ironwork_server.upstream.dialing import dial
 from ironwork_server.upstream.faults import FOREIGN, Truncated
 from ironwork_server.upstream.timeouts import CHUNK_BYTES, RECEIVE_BYTES, WRITE_HIGH_WATER
 
@@ -64,7 +65,9 @@ class Channel(asyncio.BufferedProtocol):
     ) -> "Channel":
         """Connect, and with a context agree on TLS with `host`. The deadline is the caller's."""
         loop = asyncio.get_running_loop()
-        _, channel = await loop.create_connection(cls, address, port, happy_eyeballs_delay=0.25)
+        sock = await dial(address, port)
+        # From here on the socket is the transport's, which asyncio closes when this is cancelled.
+        _, channel = await loop.create_connection(cls, sock=sock)
         if context is not None:
             try:
                 await channel.start_tls(context, host)

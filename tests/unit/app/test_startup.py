@@ -16,10 +16,18 @@ from ironwork_server.app.startup import (
 
 
 @pytest.mark.parametrize(
-    "name", ["GRPC_TRACE", "SSLKEYLOGFILE", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE"]
+    "name",
+    [
+        "GRPC_TRACE",
+        "GRPC_SSL_CIPHER_SUITES",
+        "SSLKEYLOGFILE",
+        "PYTHONASYNCIODEBUG",
+        "PYTHONDEVMODE",
+    ],
 )
-def test_an_environment_that_prints_secrets_is_refused(name: str) -> None:
-    """A variable that makes a library write what it handles is refused by name."""
+def test_an_environment_that_prints_secrets_or_weakens_tls_is_refused(name: str) -> None:
+    """A variable that makes a library write what it handles, or agree to weaker ciphers, is
+    refused by name."""
     with pytest.raises(StartupError, match=f"^{name} is set: .* Unset it"):
         refuse_speaking_environment({name: "1"})
 
