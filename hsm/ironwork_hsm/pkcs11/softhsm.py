@@ -101,12 +101,18 @@ def token_uri(label: str, object_label: str, pin_file: Path) -> str:
 
 
 def create_token(
-    folder: Path, label: str, *, object_label: str = "master", timeout_s: float = 20.0
+    folder: Path,
+    label: str,
+    *,
+    object_label: str = "master",
+    config: Path | None = None,
+    timeout_s: float = 20.0,
 ) -> SoftHsmToken:
-    """Create a throw-away token below folder, with random PINs. It holds no key yet.
+    """Create a throw-away token, with random PINs in files in folder. It holds no key yet.
 
-    A process that has initialised SoftHSM already does not see it. Raises ConfigurationError
-    (SoftHSM is not installed) and Unavailable (it failed).
+    config: the softhsm2.conf of another token, to put this one beside it, so that one process sees
+    both; by default folder gets one of its own. A process that has initialised SoftHSM already does
+    not see it. Raises ConfigurationError (SoftHSM is not installed) and Unavailable (it failed).
     """
     find_module()
     utility = shutil.which("softhsm2-util")
@@ -115,7 +121,8 @@ def create_token(
     pin_file, so_pin_file = folder / "pin", folder / "so-pin"
     if pin_file.exists() or so_pin_file.exists():
         raise ConfigurationError(f"There is a token below {folder} already; use another folder.")
-    config = write_config(folder)
+    if config is None:
+        config = write_config(folder)
     env = config_environment(config)
     command = [utility, "--init-token", "--free", "--label", label]
     command += ["--pin", write_pin(pin_file), "--so-pin", write_pin(so_pin_file)]

@@ -1,0 +1,232 @@
+"""The PKCS#11 Signer: the audit log's key, in a token of its own, on lanes like the master key's.
+
+The token, its login and its PIN are apart from the master key's; the module (one library in one
+process) may be the same. Nothing is signed but what a caller asks for: opening reads the public
+key and makes no signature, so that the device's log holds no operation that ours does not.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from pkcs11 import exceptions as p11
+
+from ironwork_hsm.interface import (
+    BackendOptions,
+    ConfigurationError,
+    HsmError,
+    KeyMissing,
+    SignatureAlgorithm,
+)
+from ironwork_hsm.pkcs11 import login
+from ironwork_hsm.pkcs11.errors import translate
+from ironwork_hsm.pkcs11.lanes import Lanes
+from ironwork_hsm.pkcs11.module import Module, load_module
+from ironwork_hsm.pkcs11.signing_keys import (
+    SigningKey,
+    find_signing_key,
+    generate_signing_key,
+    offered_algorithm,
+    sign_once,
+)
+from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
+
+MAX_MESSAGE_BYTES = 65536
+
+# What translate words for master keys.
+_NOT_OFFERED = (p11.MechanismInvalid, p11.MechanismParamInvalid, p11.FunctionNotSupported)
+_ATTRIBUTES = (
+    p11.AttributeReadOnly,
+    p11.AttributeTypeInvalid,
+    p11.AttributeValueInvalid,
+    p11.TemplateIncomplete,
+    p11.TemplateInconsistent,
+)
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What one thread owns. session: opened without the PIN; key: its handle in that session.
+    Both are None after a fault of the device, until the next call opens another session.
+    """
+
+    module: Module
+    token: Any
+    label: str
+    session: Any = None
+    key: SigningKey | None = None
+
+    def open(self) -> None:
+        self.session = self.token.open()
+        self.key = find_signing_key(self.session, self.label)
+
+    def close(self) -> None:
+        """Leave the session, whatever the device says to it."""
+        session, self.session, self.key = self.session, None, None
+        if session is not None:
+            with contextlib.suppress(p11.PKCS11Error):
+                session.close()
+
+    def sign(self, message: bytes) -> bytes:
+        """Raises KeyMissing, Unavailable, PKCS11Error."""
+        try:
+            if self.key is None:
+                self.close()
+                self.open()
+            if self.key is None:
+                raise KeyMissing(f"The token holds no signing key `{self.label}`.")
+            return sign_once(self.key, message)
+        except p11.PKCS11Error:
+            # The session or the handle may be dead; and a signature is never asked for twice.
+            self.close()
+            raise
+
+
+class Pkcs11Signer:
+    """Implements Signer. Made by open_signer and create_signing_key."""
+
+    def __init__(self, uri: Pkcs11Uri, options: BackendOptions) -> None:
+        self._uri = uri
+        self._options = options
+        # Set by the first lane; None until the module is loaded.
+        self._module: Module | None = None
+        self._algorithm: SignatureAlgorithm | None = None
+        self._public_key: bytes | None = None
+        self._lanes: Lanes[_Lane] = Lanes(
+            setup=self._open_lane,
+            teardown=_leave,
+            translate=_translate,
+            count=options.lanes,
+            capacity=options.queue,
+        )
+
+    @property
+    def name(self) -> str:
+        return self._uri.name
+
+    @property
+    def algorithm(self) -> SignatureAlgorithm:
+        """Raises KeyMissing while there is no key (opened with allow_missing)."""
+        if self._algorithm is None:
+            raise self._no_key()
+        return self._algorithm
+
+    @property
+    def public_key(self) -> bytes:
+        """Raises KeyMissing while there is no key (opened with allow_missing)."""
+        if self._public_key is None:
+            raise self._no_key()
+        return self._public_key
+
+    async def start(self) -> None:
+        """Open the lanes and read the public key. Closes again what it opened where it fails."""
+        try:
+            await self._lanes.start(deadline_s=self._options.slow_deadline_s)
+            key = await self._lanes.run(
+                lambda lane: lane.key, deadline_s=self._options.slow_deadline_s
+            )
+        except BaseException:
+            await self.close()
+            raise
+        if key is not None:
+            self._algorithm, self._public_key = key.algorithm, key.public_bytes
+
+    async def create(self, algorithm: SignatureAlgorithm | None) -> None:
+        """Generate the key; for one that was not there at start. Raises ConfigurationError where
+        there is one, Unavailable.
+        """
+        await self._lanes.run(
+            lambda lane: _generate(lane, algorithm), deadline_s=self._options.slow_deadline_s
+        )
+
+    async def sign(self, message: bytes, *, reference: str = "") -> bytes:
+        """See Signer.sign. Raises ValueError for a message over 64 KiB."""
+        if len(message) > MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message to sign has at most {MAX_MESSAGE_BYTES} bytes")
+        if self._public_key is None:
+            raise self._no_key()
+        if self._module is not None:
+            self._module.check_process()
+        return await self._lanes.run(
+            lambda lane: lane.sign(message), deadline_s=self._options.deadline_s
+        )
+
+    async def close(self) -> None:
+        """End the lanes and leave the token. A second call does nothing. Never raises HsmError."""
+        if self._module is not None and self._module.is_foreign():
+            return  # after a fork: the lanes and the login are the parent's
+        await self._lanes.close(deadline_s=self._options.deadline_s)
+
+    def _open_lane(self) -> _Lane:
+        """In the lane's thread; the first one initialises the module and logs in."""
+        module = self._module = load_module(self._uri.module_path)
+        token = login.find_token(module, self._uri)
+        login.acquire(module, token, self._uri)
+        lane = _Lane(module, token, self._uri.object)
+        try:
+            lane.open()
+        except BaseException:
+            _leave(lane)
+            raise
+        return lane
+
+    def _no_key(self) -> KeyMissing:
+        return KeyMissing(f"The token holds no signing key `{self._uri.name}`; create it first.")
+
+
+async def open_pkcs11_signer(
+    uri: str, *, allow_missing: bool, options: BackendOptions
+) -> Pkcs11Signer:
+    """Open the signing key at uri; see ironwork_hsm.signers.open_signer."""
+    signer = Pkcs11Signer(parse_pkcs11_uri(uri), options)
+    await signer.start()
+    if not allow_missing:
+        try:
+            _ = signer.public_key
+        except KeyMissing:
+            await signer.close()
+            raise
+    return signer
+
+
+async def create_pkcs11_signing_key(
+    uri: str, *, algorithm: SignatureAlgorithm | None, options: BackendOptions
+) -> Pkcs11Signer:
+    """Generate the signing key that uri names; see ironwork_hsm.signers.create_signing_key."""
+    maker = await open_pkcs11_signer(uri, allow_missing=True, options=options)
+    try:
+        await maker.create(algorithm)
+    finally:
+        await maker.close()
+    # Opened anew, so that every lane has found the key and what is given back was read as always.
+    return await open_pkcs11_signer(uri, allow_missing=False, options=options)
+
+
+def _generate(lane: _Lane, algorithm: SignatureAlgorithm | None) -> None:
+    # The lanes' own sessions are read-only; this one lives for one key.
+    session = lane.token.open(rw=True)
+    try:
+        generate_signing_key(session, lane.label, algorithm or offered_algorithm(lane.token))
+    finally:
+        session.close()
+
+
+def _leave(lane: _Lane) -> None:
+    try:
+        lane.close()
+    finally:
+        login.release(lane.module, lane.token)
+
+
+def _translate(error: Exception) -> HsmError:
+    """errors.translate, where its sentence would speak of a master key."""
+    if isinstance(error, _NOT_OFFERED):
+        return ConfigurationError(
+            f"The token does not offer what a signing key needs. ({type(error).__name__})"
+        )
+    if isinstance(error, _ATTRIBUTES):
+        return ConfigurationError(
+            "The token refused the attributes that a signing key must have. "
+            f"({type(error).__name__})"
+        )
+    return translate(error)
