@@ -5,74 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from fixtures.agent import Agent, Answer
 from fixtures.faults import Pause, ServiceFaults, install_faults
+from fixtures.rotation import DEADLINE_S, Load, delete, late
 from fixtures.server import AGENT, StartService, TestService
 from ironwork.keys.v1 import keys_pb2
 from ironwork_server.app.service import FRESHNESS_S
 from ironwork_server.custody.use_key import SealedInjector
-from ironwork_simulator import Behaviour, RequestRecord
+from ironwork_simulator import Behaviour
 
 AGENTS = 16
 ROTATIONS = 10
-DEADLINE_S = 100.0
-
-
-@dataclass
-class Load:
-    """Agents that ask one request after the other, each on a stream of its own."""
-
-    service: TestService
-    answers: int = 0
-    failures: list[Answer] = field(default_factory=list)
-    _more: asyncio.Condition = field(default_factory=asyncio.Condition)
-    _stop: bool = False
-
-    async def run(self, number: int) -> None:
-        """One agent; streams and waits for whole answers in turn."""
-        agent = Agent(self.service.keys(f"/workspace/acme/agent/a-{number}"), deadline_s=DEADLINE_S)
-        await agent.start()
-        while not self._stop:
-            answer = await agent.message(stream=self.answers % 2 == 0)
-            good = answer.head is not None and answer.head.status == 200
-            if not good or answer.end.outcome != keys_pb2.OUTCOME_COMPLETED:
-                self.failures.append(answer)
-            async with self._more:
-                self.answers += 1
-                self._more.notify_all()
-        await agent.close()
-
-    async def answered(self, count: int) -> None:
-        """Wait for so many more answers."""
-        async with self._more:
-            wanted = self.answers + count
-            await self._more.wait_for(lambda: self.answers >= wanted)
-
-    def stop(self) -> None:
-        self._stop = True
-
-
-async def delete(service: TestService, name: str) -> float:
-    """DeleteKey; when it had returned, by the clock of the simulator's log."""
-    request = keys_pb2.DeleteKeyRequest(name=name)
-    await service.keys().DeleteKey(request, timeout=DEADLINE_S)
-    return time.monotonic()
-
-
-def late(service: TestService, key: str, deleted_at: float) -> list[RequestRecord]:
-    """Requests with this key whose first byte came after its deletion had returned."""
-    return [
-        record
-        for record in service.simulator.requests
-        if record.key == key and record.first_byte_at > deleted_at
-    ]
 
 
 async def test_rotation_under_load_fails_nothing_and_uses_nothing_deleted(
@@ -82,7 +31,7 @@ async def test_rotation_under_load_fails_nothing_and_uses_nothing_deleted(
     whole, each key serves its turn, and none after its deletion has returned.
     """
     service = await start_service(freshness_s=FRESHNESS_S)
-    load = Load(service)
+    load = Load(service.keys)
     keys = [service.simulator.make_key() for _ in range(ROTATIONS + 1)]
     current = await service.add(keys[0])
     agents = [asyncio.create_task(load.run(number)) for number in range(AGENTS)]
@@ -91,7 +40,7 @@ async def test_rotation_under_load_fails_nothing_and_uses_nothing_deleted(
         await load.answered(AGENTS)
         for old, new in itertools.pairwise(keys):
             previous, current = current, await service.add(new)
-            deleted[old] = asyncio.create_task(delete(service, previous.name))
+            deleted[old] = asyncio.create_task(delete(service.keys(), previous.name))
             # Each key serves while the one before it is still being deleted.
             await load.answered(AGENTS)
         returned = {key: await task for key, task in deleted.items()}
@@ -102,7 +51,7 @@ async def test_rotation_under_load_fails_nothing_and_uses_nothing_deleted(
     used = {record.key for record in service.simulator.requests if record.path == "/v1/messages"}
     assert used == set(keys), "each key served requests"
     for key, at in returned.items():
-        assert late(service, key, at) == []
+        assert late(service.simulator, key, at) == []
     assert service.simulator.requests[-1].key == keys[-1]
 
 
@@ -133,7 +82,7 @@ async def test_a_request_that_stalls_does_not_outlive_its_read(
     old, new = service.simulator.make_key(), service.simulator.make_key()
     served = await stalled_rotation(service, faults, stall, old, new)
     assert served.answer.end.outcome == keys_pb2.OUTCOME_COMPLETED
-    assert late(service, old, served.deleted_at) == []
+    assert late(service.simulator, old, served.deleted_at) == []
     assert service.simulator.requests[-1].key == new
 
 
@@ -152,7 +101,7 @@ async def test_without_the_rule_the_deleted_key_would_be_used(
     service = await start_service(freshness_s=FRESHNESS_S)
     old, new = service.simulator.make_key(), service.simulator.make_key()
     served = await stalled_rotation(service, faults, between_unwrap_and_write, old, new)
-    assert [record.key for record in late(service, old, served.deleted_at)] == [old]
+    assert [record.key for record in late(service.simulator, old, served.deleted_at)] == [old]
 
 
 @dataclass
@@ -180,7 +129,7 @@ async def stalled_rotation(
         faults.store.after.clear()
         faults.hsm.after.clear()
         await service.add(new)
-        deleted_at = await delete(service, added.name)
+        deleted_at = await delete(service.keys(), added.name)
         pause.release()
         answer = await asked
     await agent.close()
@@ -197,7 +146,7 @@ async def test_an_answer_under_way_outlives_its_key(service: TestService) -> Non
     asked = asyncio.create_task(agent.message(stream=True))
     await service.simulator.wait_for_body(len(service.simulator.requests) + 1)
     await service.add()
-    await delete(service, old.name)
+    await delete(service.keys(), old.name)
     hold.release()
     answer = await asked
     assert answer.end.outcome == keys_pb2.OUTCOME_COMPLETED

@@ -17,6 +17,9 @@ from ironwork_server.custody.uninterrupted import uninterrupted
 from ironwork_server.store import TraceRemains
 
 METHOD = Action.DELETE_KEY.value
+# Two machines' clocks do not run equally fast (ntpd slews by up to 0.05 %), and a read's age is
+# looked at some microseconds before the socket's write.
+WAIT_FACTOR = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class KeyDeleter:
             await self._take_effect(permit, key_id, cancel_in_flight)
             raise
         if not found:
+            # Perhaps it is being deleted by another call, whose wait is not over.
+            await self._wait()
             raise NotFound(
                 "The workspace has no such key; list its keys for their names.",
                 reason="KEY_NOT_FOUND",
@@ -100,12 +105,16 @@ class KeyDeleter:
 
     async def _take_effect(self, permit: Permit, key_id: str, cancel_in_flight: bool) -> int:
         permit.note(cancel_in_flight=cancel_in_flight)
-        await asyncio.sleep(self._freshness_s)
+        await self._wait()
         if not cancel_in_flight:
             return 0
         cancelled = self._in_flight.end((permit.workspace, key_id), "KEY_DELETED")
         permit.note(cancelled_requests=cancelled)
         return cancelled
+
+    async def _wait(self) -> None:
+        """Until no read that was made before this can begin a request, on any replica."""
+        await asyncio.sleep(self._freshness_s * WAIT_FACTOR)
 
 
 def _keeper(
