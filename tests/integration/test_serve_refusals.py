@@ -196,9 +196,9 @@ def test_an_environment_that_prints_secrets(
 
 
 def test_an_unknown_setting(ready: Production, refusal: Refusal) -> None:
-    """There is no setting for the upstream: keys go to Anthropic and to nobody else."""
+    """There is no setting for whom keys are sent to: Anthropic and nobody else."""
     ready.settings["upstream"] = {"url": "https://evil.example"}
-    assert refusal(ready) == "upstream: is not a setting"
+    assert refusal(ready) == "upstream.url: is not a setting"
 
 
 @pytest.mark.parametrize(

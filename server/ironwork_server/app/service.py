@@ -128,7 +128,7 @@ async def _start(
     stack.push_async_callback(store.close)
     hsm = HsmState(probe)
     vault = Vault(wrappers, store, on_health=hsm.seen)
-    upstream = _upstream(endpoint)
+    upstream = _upstream(settings, endpoint)
     stack.push_async_callback(upstream.close)
     gate = Gate(policy=lambda: policy.value, limits=Limits(_limits(settings)), journal=journal)
     stack.push_async_callback(gate.settle)
@@ -270,12 +270,16 @@ async def _open_wrapper(stack: AsyncExitStack, uri: str) -> KeyWrapper:
     return wrapper
 
 
-def _upstream(endpoint: UpstreamEndpoint) -> HttpUpstream:
+def _upstream(settings: Settings, endpoint: UpstreamEndpoint) -> HttpUpstream:
+    proxy = settings.upstream.connect_proxy()
     try:
-        return HttpUpstream(endpoint)
+        upstream = HttpUpstream(endpoint, proxy=proxy)
     except ValueError as error:
-        # Trust roots that cannot be loaded; the text is ours.
+        # Trust roots or credentials that cannot be loaded; the text is ours.
         raise StartupError(str(error)) from None
+    if proxy is not None:
+        log.info("upstream.proxied", extra={"address": f"{proxy.host}:{proxy.port}"})
+    return upstream
 
 
 async def _in_background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:

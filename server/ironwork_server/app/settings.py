@@ -1,7 +1,7 @@
 """The service's settings: one TOML file, then `IRONWORK_*` over it. Unknown names are errors.
 
 `IRONWORK_TLS__CERTIFICATE=/etc/…` sets `tls.certificate`; lists and tables are written as TOML:
-`IRONWORK_MASTER_KEY__URIS=["pkcs11:…"]`. There is no setting for the upstream: it is Anthropic.
+`IRONWORK_MASTER_KEY__URIS=["pkcs11:…"]`. Only the way to the upstream can be set: it is Anthropic.
 """
 
 import os
@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,10 +18,12 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from ironwork_server.core.routes import DEFAULT_GROUPS, KNOWN_GROUPS
 from ironwork_server.store import StoreRefused, sqlite_path
+from ironwork_server.upstream.proxy import UpstreamProxy
 
 PREFIX = "IRONWORK_"
 # Read by other programs of ours, and by the command line itself.
@@ -146,6 +148,29 @@ class Api(_Section):
         return groups
 
 
+class Upstream(_Section):
+    """The way to Anthropic; whom it leads to is no setting."""
+
+    proxy: str | None = None
+    proxy_ca: PathName | None = None
+    proxy_credentials: PathName | None = None
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> Self:
+        if self.proxy is None and (self.proxy_ca or self.proxy_credentials):
+            raise ValueError("proxy_ca and proxy_credentials are for a proxy; name it in proxy")
+        self.connect_proxy()
+        return self
+
+    def connect_proxy(self) -> UpstreamProxy | None:
+        """The proxy; None where there is none."""
+        if self.proxy is None:
+            return None
+        return UpstreamProxy.parse(
+            self.proxy, ca_file=self.proxy_ca, credentials_file=self.proxy_credentials
+        )
+
+
 def listen_address(text: str) -> str:
     """The same text. Raises ValueError where it is no address to listen on."""
     if not _LISTEN.fullmatch(text) or int(text.rpartition(":")[2]) > 65535:
@@ -168,6 +193,7 @@ class Settings(_Section):
     limits: Limits = Limits()
     streams: Streams = Streams()
     api: Api = Api()
+    upstream: Upstream = Upstream()
     memory: Memory = Memory()
 
     @field_validator("listen")

@@ -33,7 +33,7 @@ def serve(config: Path | None, *, is_program: bool) -> int:
 
 async def _serve(settings: Settings) -> None:
     with stop_signals() as stop:
-        # There is no setting for the upstream: keys are sent to Anthropic and nobody else.
+        # No setting says whom keys are sent to: Anthropic and nobody else.
         async with running(settings, ANTHROPIC, check_tls=check_tls):
             leave_startup_to_itself()
             await stop.wait()

@@ -2,6 +2,7 @@
 
 from ironwork_server.upstream.client import HttpUpstream
 from ironwork_server.upstream.endpoint import ANTHROPIC, UpstreamEndpoint
+from ironwork_server.upstream.proxy import UpstreamProxy
 from ironwork_server.upstream.quiet import silence_http_loggers
 from ironwork_server.upstream.timeouts import UpstreamTimeouts
 from ironwork_server.upstream.validator import AnthropicKeyValidator
@@ -11,6 +12,7 @@ __all__ = [
     "AnthropicKeyValidator",
     "HttpUpstream",
     "UpstreamEndpoint",
+    "UpstreamProxy",
     "UpstreamTimeouts",
     "silence_http_loggers",
 ]

@@ -9,6 +9,7 @@ encrypted before it returns, and only ciphertext waits anywhere.
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 import ssl
@@ -17,6 +18,7 @@ from collections.abc import Callable
 
 from ironwork_server.upstream.dialing import dial
 from ironwork_server.upstream.faults import FOREIGN, Truncated
+from ironwork_server.upstream.layer import TlsLayer
 from ironwork_server.upstream.timeouts import CHUNK_BYTES, RECEIVE_BYTES, WRITE_HIGH_WATER
 
 # A silent partition ends a connection after 30 + 3 * 10 s.
@@ -51,9 +53,10 @@ class Channel(asyncio.BufferedProtocol):
         self._writable: asyncio.Future[None] | None = None
         self._lost = self._loop.create_future()
         self._paused_writing = False
+        # The one that is read and written; None without TLS.
         self._tls: ssl.SSLObject | None = None
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
+        # Nearest to the wire first: TLS with an https proxy, if any, then with the upstream.
+        self._layers: list[TlsLayer] = []
         # Set by the pool while nobody uses the connection: called when anything happens to it.
         self.watcher: Callable[[], None] | None = None
 
@@ -69,22 +72,27 @@ class Channel(asyncio.BufferedProtocol):
         # From here on the socket is the transport's, which asyncio closes when this is cancelled.
         _, channel = await loop.create_connection(cls, sock=sock)
         if context is not None:
-            try:
-                await channel.start_tls(context, host)
-            except ssl.SSLError:
-                channel.close()  # lets the alert out that says why
-                raise
-            except BaseException:
-                channel.abort()
-                raise
+            await channel.start_tls(context, host)
         return channel
 
     async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        """Agree on TLS with whoever proves to be host."""
-        tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        """Agree on TLS with whoever proves to be host; within what is there already, where this is
+        called again. The channel is ended when this raises.
+        """
+        try:
+            await self._shake_hands(TlsLayer(context, host))
+        except ssl.SSLError:
+            self.close()  # lets the alert out that says why
+            raise
+        except BaseException:
+            self.abort()
+            raise
+
+    async def _shake_hands(self, layer: TlsLayer) -> None:
+        self._layers.append(layer)
         while True:
             try:
-                tls.do_handshake()
+                layer.tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
                 pass
@@ -94,7 +102,7 @@ class Channel(asyncio.BufferedProtocol):
                 if self._ended:
                     raise ssl.SSLEOFError
                 await self._wait_readable()
-        self._tls = tls
+        self._tls = layer.tls
 
     def abort(self) -> None:
         """End it now: what is unsent is dropped and the peer gets a reset. Safe to call again."""
@@ -185,8 +193,10 @@ class Channel(asyncio.BufferedProtocol):
         """Hand what was received to TLS; whether there was anything."""
         count = self._filled - self._start
         if count:
-            self._incoming.write(self._view[self._start : self._filled])
+            self._layers[0].incoming.write(self._view[self._start : self._filled])
             self._taken(count)
+            for below, above in itertools.pairwise(self._layers):
+                self._ended |= not below.lift(above)
         return count > 0
 
     def _taken(self, count: int) -> None:
@@ -234,11 +244,7 @@ class Channel(asyncio.BufferedProtocol):
         if self._tls is None:
             self._transport.write(data)
             return
-        with memoryview(data) as view:
-            offset = 0
-            while offset < len(view):  # one TLS record at a time
-                with view[offset : offset + CHUNK_BYTES] as record:
-                    offset += self._tls.write(record)
+        self._layers[-1].write(data)
         self._flush()
 
     async def drain(self) -> None:
@@ -251,10 +257,13 @@ class Channel(asyncio.BufferedProtocol):
                 self._writable = None
 
     def _flush(self) -> None:
-        if self._outgoing.pending and self._transport is not None:
-            data = self._outgoing.read()
-            if not self._transport.is_closing():
-                self._transport.write(data)
+        data = b""
+        for layer in reversed(self._layers):
+            if data:
+                layer.write(data)
+            data = layer.outgoing.read()
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
 
     # --- what the transport calls ----------------------------------------------------------
 

@@ -14,9 +14,11 @@ from ironwork_server.core.ports import (
 from ironwork_server.core.values import ScreenedRequest
 from ironwork_server.upstream import faults
 from ironwork_server.upstream.channel import Channel
+from ironwork_server.upstream.connector import Connector
 from ironwork_server.upstream.endpoint import UpstreamEndpoint
 from ironwork_server.upstream.exchange import Exchange
 from ironwork_server.upstream.pool import Pool
+from ironwork_server.upstream.proxy import UpstreamProxy
 from ironwork_server.upstream.timeouts import (
     DEFAULT_MAX_CONNECTIONS,
     MAX_PREPARATIONS,
@@ -28,19 +30,21 @@ class HttpUpstream:
     """Sends requests to its endpoint and to nobody else, over HTTP/1.1. Belongs to the event
     loop it is used in.
 
-    Raises ValueError where the endpoint's trust roots cannot be loaded.
+    Raises ValueError where trust roots or the proxy's credentials cannot be loaded.
     """
 
     def __init__(
         self,
         endpoint: UpstreamEndpoint,
         *,
+        proxy: UpstreamProxy | None = None,
         timeouts: UpstreamTimeouts | None = None,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
     ) -> None:
         self._endpoint = endpoint
         self._timeouts = timeouts or UpstreamTimeouts()
-        self._pool = Pool(endpoint, self._timeouts, max_connections)
+        connector = Connector(endpoint, self._timeouts, proxy)
+        self._pool = Pool(connector, self._timeouts, max_connections)
 
     @property
     def endpoint(self) -> UpstreamEndpoint:
@@ -62,7 +66,9 @@ class HttpUpstream:
 
         Unavailable: UPSTREAM_DNS, UPSTREAM_UNREACHABLE, UPSTREAM_TLS_UNTRUSTED,
         UPSTREAM_TLS_FAILED, UPSTREAM_LIMIT, UPSTREAM_CLOSED, UPSTREAM_TIMEOUT_CONNECT,
-        CREDENTIAL_TIMEOUT, CREDENTIAL_STALE (nothing was sent: they carry retry_after_s);
+        UPSTREAM_PROXY_UNREACHABLE, UPSTREAM_PROXY_UNTRUSTED, UPSTREAM_PROXY_REFUSED,
+        UPSTREAM_PROXY_MALFORMED, UPSTREAM_PROXY_TIMEOUT, CREDENTIAL_TIMEOUT, CREDENTIAL_STALE
+        (nothing was sent: they carry retry_after_s);
         UPSTREAM_TIMEOUT_WRITE, UPSTREAM_TIMEOUT_FIRST_BYTE, UPSTREAM_TIMEOUT_IDLE, BODY_TIMEOUT.
         UpstreamFailed: UPSTREAM_CUT, UPSTREAM_MALFORMED, UPSTREAM_REDIRECT.
         InvalidRequest: HEADER_REFUSED, HEAD_MALFORMED, BODY_TOO_LARGE, BODY_LENGTH_MISMATCH.

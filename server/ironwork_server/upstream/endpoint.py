@@ -29,7 +29,7 @@ class UpstreamEndpoint:
 
     def __post_init__(self) -> None:
         for name in (self.host, self.address):
-            if not (_is_address(name) or _DNS_NAME.match(name)):
+            if not is_host(name):
                 raise ValueError("upstream host: give a lower-case DNS name or an IP address")
         if not 0 < self.port < 65536:
             raise ValueError("upstream port: give a number from 1 to 65535")
@@ -74,39 +74,56 @@ class UpstreamEndpoint:
         return host if self.port == _DEFAULT_PORTS[self.tls] else f"{host}:{self.port}"
 
     @property
+    def tunnel_target(self) -> str:
+        """What a proxy is asked to connect to (RFC 9110 section 9.3.6): the port is never left out,
+        and host is the proxy's to resolve, so that connect_address does not count.
+        """
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
     def base_url(self) -> str:
         """The origin as a URL, without a path."""
         return f"{'https' if self.tls else 'http'}://{self.authority}"
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """A context that verifies host; None without TLS.
-
-        It is built from nothing rather than by ssl.create_default_context, which writes session
-        keys to the file that SSLKEYLOGFILE names; nor does it look at SSL_CERT_FILE and
-        SSL_CERT_DIR: to whom a key is sent is not the environment's to say. TLS 1.2 at least,
-        ALPN `http/1.1`, no renegotiation. Raises ValueError where no trust roots can be loaded.
+        """A context that verifies host; None without TLS. Raises ValueError where no trust roots
+        can be loaded.
         """
-        if not self.tls:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies certificate and host name
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # A renegotiation could stop a write half-way, with the key still in a buffer.
-        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-        context.set_alpn_protocols(["http/1.1"])
-        if self.ca_file is None:
-            _load_system_roots(context)
-        else:
-            _load_roots(context, self.ca_file)
-        return context
+        return verifying_context(self.ca_file, "upstream CA file") if self.tls else None
 
 
-def _load_roots(context: ssl.SSLContext, ca_file: Path) -> None:
+def verifying_context(ca_file: Path | None, setting: str) -> ssl.SSLContext:
+    """A context that verifies certificate and host name against ca_file, or the system's roots.
+
+    It is built from nothing rather than by ssl.create_default_context, which writes session
+    keys to the file that SSLKEYLOGFILE names; nor does it look at SSL_CERT_FILE and
+    SSL_CERT_DIR: to whom a key is sent is not the environment's to say. TLS 1.2 at least,
+    ALPN `http/1.1`, no renegotiation. Raises ValueError, which names the setting, where no trust
+    roots can be loaded.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies certificate and host name
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A renegotiation could stop a write half-way, with the key still in a buffer.
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_file is None:
+        _load_system_roots(context)
+    else:
+        _load_roots(context, ca_file, setting)
+    return context
+
+
+def is_host(name: str) -> bool:
+    """Whether this is a lower-case DNS name or an IP address."""
+    return _is_address(name) or _DNS_NAME.match(name) is not None
+
+
+def _load_roots(context: ssl.SSLContext, ca_file: Path, setting: str) -> None:
     try:
         context.load_verify_locations(cafile=str(ca_file))
     except (OSError, ValueError):  # ssl.SSLError is an OSError
-        raise ValueError(
-            f"upstream CA file {ca_file}: it cannot be read as PEM certificates"
-        ) from None
+        raise ValueError(f"{setting} {ca_file}: it cannot be read as PEM certificates") from None
 
 
 def _load_system_roots(context: ssl.SSLContext) -> None:

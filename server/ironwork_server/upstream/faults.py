@@ -37,6 +37,37 @@ def connect_fault(error: BaseException) -> Unavailable:
     return _before("UPSTREAM_UNREACHABLE", "Anthropic could not be reached.")
 
 
+def proxy_fault(error: BaseException) -> Unavailable:
+    """The operator's CONNECT proxy did not make a tunnel: nothing was sent, nor asked of
+    Anthropic."""
+    if isinstance(error, h11.ProtocolError):
+        return proxy_malformed()
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _before(
+            "UPSTREAM_PROXY_UNTRUSTED",
+            "The certificate of this server's proxy cannot be trusted: the connection was refused.",
+        )
+    return _before(
+        "UPSTREAM_PROXY_UNREACHABLE", "This server's proxy to Anthropic could not be reached."
+    )
+
+
+def proxy_malformed() -> Unavailable:
+    return _before(
+        "UPSTREAM_PROXY_MALFORMED", "This server's proxy did not answer CONNECT in valid HTTP."
+    )
+
+
+def proxy_refused(status: int) -> Unavailable:
+    """status: the proxy's, which is no answer of Anthropic's."""
+    return Unavailable(
+        "This server's proxy refused the way to Anthropic.",
+        reason="UPSTREAM_PROXY_REFUSED",
+        metadata={"proxy_status": str(status)},
+        retry_after_s=RETRY_SOON_S,
+    )
+
+
 def timeout_fault(what: str) -> Unavailable:
     """One of the deadlines of UpstreamTimeouts passed, by the name of what was waited for."""
     reason, message, before = _TIMEOUTS[what]
@@ -45,6 +76,7 @@ def timeout_fault(what: str) -> Unavailable:
 
 _TIMEOUTS: Final = {
     "connect": ("UPSTREAM_TIMEOUT_CONNECT", "Anthropic did not accept a connection in time.", True),
+    "proxy": ("UPSTREAM_PROXY_TIMEOUT", "This server's proxy did not answer in time.", True),
     "credential": ("CREDENTIAL_TIMEOUT", "The workspace's key could not be read in time.", True),
     "write": ("UPSTREAM_TIMEOUT_WRITE", "Anthropic stopped taking the request's body.", False),
     "head": ("UPSTREAM_TIMEOUT_FIRST_BYTE", "Anthropic did not answer in time.", False),

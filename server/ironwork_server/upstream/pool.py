@@ -1,12 +1,11 @@
 """Connections to the one endpoint: how many, which are kept, and for how long."""
 
 import asyncio
-import ssl
 from collections.abc import Callable
 
 from ironwork_server.upstream import faults
 from ironwork_server.upstream.channel import Channel
-from ironwork_server.upstream.endpoint import UpstreamEndpoint
+from ironwork_server.upstream.connector import Connector
 from ironwork_server.upstream.timeouts import UpstreamTimeouts
 
 
@@ -19,12 +18,11 @@ class Pool:
     """
 
     def __init__(
-        self, endpoint: UpstreamEndpoint, timeouts: UpstreamTimeouts, max_connections: int
+        self, connector: Connector, timeouts: UpstreamTimeouts, max_connections: int
     ) -> None:
         if max_connections < 1:
             raise ValueError("upstream connections: give a number of at least 1")
-        self._endpoint = endpoint
-        self._context: ssl.SSLContext | None = endpoint.tls_context()
+        self._connector = connector
         self._timeouts = timeouts
         self._slots = asyncio.Semaphore(max_connections)
         # No more may wait than could be served next.
@@ -99,17 +97,7 @@ class Pool:
         return None
 
     async def _connect(self) -> Channel:
-        endpoint = self._endpoint
-        deadline = asyncio.timeout(self._timeouts.connect_s)
-        try:
-            async with deadline:
-                channel = await Channel.open(
-                    endpoint.address, endpoint.port, self._context, endpoint.host
-                )
-        except OSError as error:
-            if deadline.expired():
-                raise faults.timeout_fault("connect") from None
-            raise faults.connect_fault(error) from None
+        channel = await self._connector.open()
         if self._closed:
             channel.abort()
             raise faults.closing()

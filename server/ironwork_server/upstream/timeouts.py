@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class UpstreamTimeouts:
     """Seconds. There is none on the whole of a live stream."""
 
-    # TCP and TLS of a new connection.
+    # TCP and TLS of a new connection; through a proxy, for the tunnel, and again for TLS in it.
     connect_s: float = 10.0
     # Reading and unwrapping the workspace's key.
     credential_s: float = 5.0
@@ -37,6 +37,8 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
 # Interim (1xx) answers to one request.
 MAX_INFORMATIONAL = 16
+# A proxy's answer to CONNECT.
+MAX_PROXY_HEAD_BYTES = 16 * 1024
 # Connections, or credentials that went stale, tried for one request before anything is written.
 MAX_PREPARATIONS = 3
 DEFAULT_MAX_CONNECTIONS = 256

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ironwork_server.app.settings import MAX_FILE_BYTES, Settings, SettingsError, load
+from ironwork_server.upstream import UpstreamProxy
 
 SECRET = "sk-ant-api03-canary"
 FILE = """
@@ -111,13 +112,13 @@ def test_an_ipv6_address_is_no_list(file: Path) -> None:
     [
         ("IRONWORK_NOT_THERE", "not_there"),
         ("IRONWORK_TLS__CERTIFICAT", "tls.certificat"),
-        ("IRONWORK_UPSTREAM", "upstream"),
+        ("IRONWORK_UPSTREAM__URL", "upstream.url"),
         ("IRONWORK_", ""),
         ("IRONWORK_TLS__", "tls."),
     ],
 )
 def test_an_unknown_variable_is_an_error_that_names_it(file: Path, name: str, setting: str) -> None:
-    """A misspelt IRONWORK_* is told of, and there is no setting for the upstream."""
+    """A misspelt IRONWORK_* is told of, and no setting says whom keys are sent to."""
     assert refusal(file, {name: SECRET}) == f"{setting} ({name}): is not a setting"
 
 
@@ -126,7 +127,7 @@ def test_an_unknown_setting_in_the_file_is_an_error_that_names_it(file: Path) ->
     file.write_text(FILE + f'certificat = "{SECRET}"\n[upstream]\nurl = "{SECRET}"\n')
     assert refusal(file, {}).splitlines() == [
         "audit.certificat: is not a setting",
-        "upstream: is not a setting",
+        "upstream.url: is not a setting",
     ]
 
 
@@ -262,3 +263,29 @@ def _flat(settings: Settings) -> dict[str, Any]:
         if isinstance(values, dict)
         for name, value in values.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (f'proxy = "http://user:{SECRET}@p.example:1"', "it holds a user name or a password"),
+        (f'proxy = "{SECRET}"', "give http://HOST:PORT"),
+        ('proxy_credentials = "/run/x"', "name it in proxy"),
+        ('proxy_ca = "/run/x"', "name it in proxy"),
+        ('proxy = "http://p.example:1"\nproxy_ca = "/run/x"', "it has no meaning"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_refused(file: Path, lines: str, says: str) -> None:
+    """The refusal says how to mend it, and holds neither URL nor credentials."""
+    file.write_text(FILE + f"[upstream]\n{lines}\n")
+    text = refusal(file, {})
+    assert text.startswith("upstream: ")
+    assert says in text
+    assert SECRET not in text
+
+
+def test_a_proxy_is_a_setting(file: Path) -> None:
+    """By default there is none; what is set is what is used."""
+    assert load(file, {}).upstream.connect_proxy() is None
+    proxy = load(file, {"IRONWORK_UPSTREAM__PROXY": "http://p.example:1"}).upstream.connect_proxy()
+    assert proxy == UpstreamProxy("p.example", 1)
