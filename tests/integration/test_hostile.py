@@ -47,7 +47,7 @@ def outcomes(folder: Path, operation: str) -> list[str]:
 async def test_unreadable_request(service: TestService, method: str) -> None:
     """A request that is no message is refused in our words, not in protobuf's."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await service.channel("/nobody").unary_unary(method)(NO_MESSAGE, timeout=CALL_S)
+        await service.channel(AGENT).unary_unary(method)(NO_MESSAGE, timeout=CALL_S)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert reason_of(status_of(error.value)) == "MESSAGE_MALFORMED"
     assert "DecodeError" not in error.value.details()

@@ -15,11 +15,12 @@ import pytest
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fixtures.agent import Agent, reason_of, status_of
+from fixtures.agent import Agent, message_body, reason_of, status_of
 from fixtures.server import ADMIN, AGENT, AUDITOR, PARENT, STRANGER, TestService, spiffe
 from ironwork.keys.v1 import audit_pb2, keys_pb2
 from ironwork_server.access import reload
 from ironwork_server.app.devpki import DevCa, Issued, write_private
+from ironwork_simulator import Behaviour, Match
 
 DEADLINE_S = 30.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -145,24 +146,75 @@ async def test_a_new_server_certificate_is_shown_at_the_next_handshake(
     await agent.close()
 
 
-async def test_a_new_client_ca_counts_at_the_next_handshake(service: TestService) -> None:
-    """A replaced trust root lets its own clients in and the old one's no more; connections that
-    are open go on.
+async def ended(agent: Agent) -> str:
+    """Why the stream was ended."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        async with asyncio.timeout(DEADLINE_S):
+            await agent.read()
+    return reason_of(status_of(error.value))
+
+
+async def test_a_client_ca_that_is_taken_out_ends_what_its_clients_have_open(
+    service: TestService,
+) -> None:
+    """A replaced trust root lets its own clients in; what the old one's have open ends: an answer
+    that streams, an idle stream, a unary call in flight, a watch; and no new call is taken.
     """
-    agent, auditor = await opened(service), service.channel(AUDITOR)
-    assert await health(auditor) == SERVING
+    idle = await opened(service)
+    agent, admin = Agent(service.keys(AGENT), deadline_s=100), service.keys(ADMIN)
+    hold = service.simulator.hold()
+    await agent.start()
+    service.simulator.script(None, Behaviour(hold=hold.name, hold_at="body", hold_after=2))
+    await agent.begin(body=message_body(stream=True))
+    assert (await agent.read()).WhichOneof("message") == "head"
+    late = service.simulator.hold()
+    service.simulator.script(Match(path="/v1/models*"), Behaviour(hold=late.name))
+    request = keys_pb2.AddKeyRequest(parent=PARENT, api_key=service.simulator.make_key().encode())
+    asked = len(service.simulator.requests) + 1
+    adding = admin.AddKey(request, timeout=DEADLINE_S)
+    auditor = service.channel(AUDITOR)
+    watch = health_pb2_grpc.HealthStub(auditor).Watch(health_pb2.HealthCheckRequest(), timeout=100)
+    assert (await watch.read()).status == SERVING
+    await service.simulator.wait_for_request(asked)
+
     successor = DevCa.create()
     assert not await may_connect(service, successor)
     write_private(service.settings.tls.client_ca, successor.certificate_pem)
 
-    async def accepted() -> bool:
-        return await may_connect(service, successor)
-
-    await until(accepted)
+    answer = await agent.answer()
+    assert answer.end.outcome == keys_pb2.OUTCOME_CANCELLED
+    assert answer.reason == "CERTIFICATE_UNTRUSTED"
+    assert await ended(agent) == "CERTIFICATE_UNTRUSTED"
+    assert await ended(idle) == "CERTIFICATE_UNTRUSTED"
+    with pytest.raises(grpc.aio.AioRpcError) as unary:
+        await adding
+    assert reason_of(status_of(unary.value)) == "CERTIFICATE_UNTRUSTED"
+    assert await watch.code() is grpc.StatusCode.UNAUTHENTICATED
+    with pytest.raises(grpc.aio.AioRpcError) as again:
+        await health(auditor)
+    assert again.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert await may_connect(service, successor)
     assert not await may_connect(service, service.ca)
-    assert await health(auditor) == SERVING
-    await expect_served(agent)
-    await agent.close()
+
+
+async def test_a_revoked_grant_ends_a_unary_call_in_flight(service: TestService) -> None:
+    """A key admin whose grant is taken while Anthropic is asked adds nothing."""
+    hold = service.simulator.hold()
+    service.simulator.script(Match(path="/v1/models*"), Behaviour(hold=hold.name))
+    request = keys_pb2.AddKeyRequest(parent=PARENT, api_key=service.simulator.make_key().encode())
+    adding = service.keys(ADMIN).AddKey(request, timeout=DEADLINE_S)
+    await service.simulator.wait_for_request(1)
+    (service.settings.policy.folder / "stop.cedar").write_text(
+        f'forbid (principal == Ironwork::Principal::"{spiffe(ADMIN)}", action, resource);',
+        encoding="utf-8",
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await adding
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    page = await service.audit().ListEntries(
+        audit_pb2.ListEntriesRequest(operation="AddKey"), timeout=DEADLINE_S
+    )
+    assert b"PERMISSION_DENIED" in page.entries[-1].event, "the outcome is on record"
 
 
 async def test_both_cas_may_be_trusted_while_one_replaces_the_other(service: TestService) -> None:

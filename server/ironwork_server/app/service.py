@@ -19,6 +19,7 @@ from ironwork_server.access.policy import CedarPolicy
 from ironwork_server.access.reload import Reloading
 from ironwork_server.access.rules import IdentityRule
 from ironwork_server.access.tls import ServerTls, server_credentials
+from ironwork_server.access.trust import ClientTrust
 from ironwork_server.app.hsm_state import HsmState
 from ironwork_server.app.records import ServiceRecords
 from ironwork_server.app.settings import Settings
@@ -38,10 +39,12 @@ from ironwork_server.custody.use_key import KeyUser
 from ironwork_server.custody.vault import Vault
 from ironwork_server.journal import FileJournal, JournalError
 from ironwork_server.rpc.audit_service import AuditService
-from ironwork_server.rpc.chain import Chain, TableInterceptor
+from ironwork_server.rpc.chain import Chain
+from ironwork_server.rpc.grant import EitherChange, Grants
 from ironwork_server.rpc.health import HealthMonitor
 from ironwork_server.rpc.key_service import KeyService
 from ironwork_server.rpc.peer import Peers
+from ironwork_server.rpc.receive import TableInterceptor
 from ironwork_server.rpc.with_key import Drain, StreamParts, StreamSettings
 from ironwork_server.store import open_store
 from ironwork_server.upstream.client import HttpUpstream
@@ -54,6 +57,8 @@ log = logging.getLogger(__name__)
 FRESHNESS_S = 1.0
 # AddKey answers 10 MB of text with the field's name and the mend, so it has to arrive.
 MAX_MESSAGE_BYTES = 11 * 1024 * 1024
+# What gRPC holds of a stream that is not being read; an upload sends as much in a round trip.
+WINDOW_BYTES = 256 * 1024
 # A peer that has gone silent is noticed within the sum.
 KEEPALIVE_S = 20
 KEEPALIVE_TIMEOUT_S = 10
@@ -69,6 +74,7 @@ class Service:
     port: int
     server: grpc.aio.Server
     health: HealthMonitor
+    reading: TableInterceptor
     drain: Drain
     drain_s: float
 
@@ -137,8 +143,10 @@ async def _start(
     await _in_background(stack, uses.run())
     in_flight = InFlight()
     drain = Drain()
-    peers = Peers(_mapper(settings), on_refused=records.refused)
-    chain = Chain(peers=peers, gate=gate)
+    trust = ClientTrust(lambda: tls.value.client_ca)
+    peers = Peers(_mapper(settings), trust, on_refused=records.refused)
+    grants = Grants(peers=peers, gate=gate, changes=EitherChange([policy, tls]))
+    chain = Chain(peers=peers, gate=gate, grants=grants)
     tokens = PageTokens(store.installation_id.encode())
     streams = StreamParts(
         peers=peers,
@@ -153,7 +161,7 @@ async def _start(
             freshness_s=freshness_s,
         ),
         routes=RouteTable(frozenset(settings.api.groups)),
-        changes=policy,
+        grants=grants,
         drain=drain,
         settings=StreamSettings(
             age_s=settings.streams.age_s,
@@ -178,31 +186,38 @@ async def _start(
         lister=AuditLister(reader=journal.reader(), origin=journal.origin, tokens=tokens),
     )
     health = HealthMonitor(
-        {"store": store.check, "journal": _journal_check(journal), "hsm": hsm.check}
+        {"store": store.check, "journal": _journal_check(journal), "hsm": hsm.check},
+        lost=grants.untrusted,
     )
     await health.refresh()
     await _in_background(stack, health.run())
-    server, port = await _listen(settings, tls, keys, audit, health)
+    reading = TableInterceptor(peers=peers)
+    server, port = await _listen(settings, tls, reading, keys, audit, health)
     stack.push_async_callback(server.stop, 0)
-    return Service(port, server, health, drain, settings.drain_s)
+    return Service(port, server, health, reading, drain, settings.drain_s)
 
 
 async def _listen(
     settings: Settings,
     tls: Reloading[ServerTls],
+    reading: TableInterceptor,
     keys: KeyService,
     audit: AuditService,
     health: HealthMonitor,
 ) -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server(
-        interceptors=[TableInterceptor()],
+        interceptors=[reading],
         options=[
             # Two servers on one port would share its calls silently.
             ("grpc.so_reuseport", 0),
             ("grpc.max_concurrent_streams", settings.limits.streams_per_connection),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_metadata_size", 16 * 1024),
-            # Connections keep the trust roots they were made with; streams on them may finish.
+            # A stream's window, fixed: gRPC would grow it to what the network carries, and then
+            # holds megabytes for each stream that nobody reads (ADR 0016).
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+            # Connections keep the trust roots they were made with: rpc/grant.py ends their calls.
             ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),

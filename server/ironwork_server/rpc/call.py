@@ -42,6 +42,7 @@ _ENDINGS = {
     "KEY_DELETED": "The key that served this call was deleted with cancel_in_flight.",
     "GRANT_REVOKED": "This identity may not use this workspace's key any longer.",
     "CERTIFICATE_EXPIRED": "The client's certificate has expired.",
+    "CERTIFICATE_UNTRUSTED": "The client certificate's CA is no longer trusted here.",
     "DRAINED": "The server is shutting down and could not wait any longer.",
     "STREAM_AGE": "The stream has reached its greatest age.",
     "STREAM_GRAMMAR": "A message was out of turn on this stream.",

@@ -2,16 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ironwork_server.core.described import described
-from ironwork_server.core.errors import Cancelled, IronworkError
+from ironwork_server.core.errors import Cancelled, IronworkError, LimitExceeded
 from ironwork_server.rpc import table
 from ironwork_server.rpc.context import Context
 from ironwork_server.rpc.errors import sealed
+from ironwork_server.rpc.grant import Hold
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +24,19 @@ INTERVAL_S = 0.5
 CHECK_DEADLINE_S = 3.0
 # A watcher that does not take what is written is let go.
 WRITE_DEADLINE_S = 30.0
+# Any peer of a client CA may watch, so watchers are counted: on one connection, and in all.
+WATCHES_PER_CONNECTION = 4
+WATCHES = 256
 
 Check = Callable[[], Awaitable[None]]
+# Returns when a peer may not watch any more, and why.
+Lost = Callable[[Context], Awaitable[str]]
 Response = health_pb2.HealthCheckResponse
+
+
+async def _never(_: Context) -> str:
+    await asyncio.Event().wait()
+    return ""
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it ships no types
@@ -31,10 +44,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
     watcher would make every drain take its whole grace.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Lost = _never) -> None:
+        self._lost = lost
         self._serving = False
         self._draining = False
         self._changed = asyncio.Event()
+        # By connection; one that watches nothing any more is forgotten.
+        self._watches: Counter[str] = Counter()
 
     def publish(self, *, serving: bool) -> None:
         """Tell every watcher; NOT_SERVING for good once drain() was called."""
@@ -62,7 +78,30 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
         """The status now and each time that it changes, until the server drains."""
-        await sealed(context, lambda: self._watch(request.service, context))
+        await sealed(context, lambda: self._held_watch(request.service, context))
+
+    async def _held_watch(self, service: str, context: Context) -> None:
+        hold = Hold()
+        with self._counted(context.peer() or ""):
+            async with hold.endings(), hold.until(asyncio.ensure_future(self._lost(context))):
+                await self._watch(service, context)
+
+    @contextmanager
+    def _counted(self, connection: str) -> Iterator[None]:
+        watches = self._watches
+        if watches[connection] >= WATCHES_PER_CONNECTION or watches.total() >= WATCHES:
+            raise LimitExceeded(
+                "Health is watched too often already; use one Watch for each connection, or Check.",
+                reason="LIMIT_HEALTH_WATCHES",
+                retry_after_s=5.0,
+            )
+        watches[connection] += 1
+        try:
+            yield
+        finally:
+            watches[connection] -= 1
+            if watches[connection] == 0:
+                del watches[connection]
 
     async def _watch(self, service: str, context: Context) -> None:
         last = None
@@ -91,8 +130,14 @@ class HealthMonitor:
     that did so at last, with their reasons.
     """
 
-    def __init__(self, checks: Mapping[str, Check], *, interval_s: float = INTERVAL_S) -> None:
-        self.servicer = HealthServicer()
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        *,
+        interval_s: float = INTERVAL_S,
+        lost: Lost = _never,
+    ) -> None:
+        self.servicer = HealthServicer(lost)
         self._checks = checks
         self._interval_s = interval_s
         self.failing: dict[str, str] = {}

@@ -6,10 +6,8 @@ in a task of its own.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 import grpc.aio
 
@@ -24,20 +22,11 @@ from ironwork_server.rpc.call import MAX_BODY_BYTES, Call, Caller
 from ironwork_server.rpc.chain import unreadable
 from ironwork_server.rpc.context import Context
 from ironwork_server.rpc.convert import timestamp
+from ironwork_server.rpc.grant import Grants, refusal
 from ironwork_server.rpc.peer import Peers, address
 
 GoAway = keys_pb2.GoAway
 Reason = keys_pb2.GoAway.Reason
-
-
-class PolicyChanges(Protocol):
-    """Tells when policies have changed, to any number of waiters."""
-
-    @property
-    def generation(self) -> int: ...
-
-    async def wait_newer(self, generation: int) -> int:
-        """Wait for a generation above this one; the caller bounds the wait."""
 
 
 class Drain:
@@ -84,7 +73,7 @@ class StreamParts:
     gate: Gate
     key_user: KeyUser
     routes: RouteTable
-    changes: PolicyChanges
+    grants: Grants
     drain: Drain
     settings: StreamSettings
 
@@ -283,19 +272,12 @@ class WithKeyStream:
         raise _stalled()
 
     async def _watch_grant(self, caller: Caller) -> None:
-        """Ends the stream when policy or certificate no longer allow it."""
-        parts = self._parts
-        resource = Resource(caller.workspace)
-        generation = parts.changes.generation
-        while True:
-            left = (caller.principal.expires_at - datetime.now(UTC)).total_seconds()
-            if left <= 0:
-                await self._end_call("CERTIFICATE_EXPIRED")
-                raise permission_denied()
-            if not parts.gate.permits(caller.principal, Action.WITH_KEY, resource):
-                await self._end_call("GRANT_REVOKED")
-                raise permission_denied()
-            generation = await _within(left, parts.changes.wait_newer, generation)
+        """Ends the stream when policy, certificate or its CA no longer allow it."""
+        reason = await self._parts.grants.lost(
+            self._context, caller.principal, Action.WITH_KEY, Resource(caller.workspace)
+        )
+        await self._end_call(reason)
+        raise refusal(reason)
 
     async def _watch_lifetime(self, caller: Caller, age_at: datetime) -> None:
         """Asks the client to reconnect, then closes the stream when it is idle or time is up."""
@@ -341,14 +323,6 @@ class WithKeyStream:
             return False
         self._began.clear()
         return True
-
-
-async def _within(seconds: float, wait: Callable[[int], Awaitable[int]], generation: int) -> int:
-    try:
-        async with asyncio.timeout(seconds):
-            return await wait(generation)
-    except TimeoutError:
-        return generation
 
 
 def _seen(written: asyncio.Future[None]) -> None:

@@ -150,6 +150,33 @@ async def test_a_watcher_is_told_of_changes_and_ends_with_the_drain(
     assert await unknown.read() is grpc.aio.EOF
 
 
+async def test_watches_are_counted(service: TestService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connection holds so many watches, the process so many; an ended one makes room."""
+    monkeypatch.setattr(health, "WATCHES_PER_CONNECTION", 2)
+    monkeypatch.setattr(health, "WATCHES", 3)
+    request = health_pb2.HealthCheckRequest()
+
+    async def watching(stub: health_pb2_grpc.HealthStub) -> grpc.aio.UnaryStreamCall:
+        watch = stub.Watch(request, timeout=DEADLINE_S)
+        await watch.read()
+        return watch
+
+    first, second = (health_pb2_grpc.HealthStub(service.channel(AGENT)) for _ in range(2))
+    held = [await watching(first), await watching(first)]
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await watching(first)
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    held.append(await watching(second))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await watching(second)
+    assert (await first.Check(request, timeout=DEADLINE_S)).status == Response.SERVING
+    held[0].cancel()
+    async with asyncio.timeout(DEADLINE_S):
+        while service.service.health.servicer._watches.total() == 3:  # noqa: ASYNC110  no event
+            await asyncio.sleep(0)
+    await watching(first)
+
+
 async def test_an_unknown_service_is_not_found(service: TestService) -> None:
     """Check of a service that there is not answers NOT_FOUND, as grpc.health.v1 says."""
     stub = health_pb2_grpc.HealthStub(service.channel(AGENT))
@@ -164,6 +191,9 @@ async def test_a_watcher_that_takes_nothing_is_let_go(monkeypatch: pytest.Monkey
 
     class Stalled:
         aborted: grpc.StatusCode | None = None
+
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:1"
 
         async def write(self, _: object) -> None:
             await asyncio.Event().wait()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fixtures.pki import agent_id
 from ironwork_server.access.identity import IdentityMapper
 from ironwork_server.access.rules import DEFAULT_RULES
+from ironwork_server.access.trust import ClientTrust
 from ironwork_server.app.devpki import DEV_TRUST_DOMAIN, DevCa
 from ironwork_server.core.errors import Unauthenticated
 from ironwork_server.rpc.peer import Peers, address
@@ -71,8 +72,9 @@ def test_no_text_gets_through_unless_it_is_an_address(peer: str) -> None:
     assert set(taken) <= set("ipvunx0123456789abcdefABCDEF:.%[]")
 
 
-def peers(refused: list[str]) -> Peers:
-    return Peers(IdentityMapper(DEV_TRUST_DOMAIN, DEFAULT_RULES), on_refused=refused.append)
+def peers(refused: list[str], ca: DevCa) -> Peers:
+    mapper = IdentityMapper(DEV_TRUST_DOMAIN, DEFAULT_RULES)
+    return Peers(mapper, ClientTrust(lambda: ca.certificate_pem), on_refused=refused.append)
 
 
 def test_the_certificate_says_who_it_is(dev_ca: DevCa) -> None:
@@ -80,7 +82,7 @@ def test_the_certificate_says_who_it_is(dev_ca: DevCa) -> None:
     refused: list[str] = []
     issued = dev_ca.client_certificate(agent_id(), lifetime=timedelta(hours=1))
     context = Context(certificates=(issued.certificate_pem,))
-    principal = peers(refused).principal(context)  # type: ignore[arg-type]
+    principal = peers(refused, dev_ca).principal(context)  # type: ignore[arg-type]
     assert (principal.spiffe_id, principal.workspace) == (agent_id(), "acme")
     assert not refused
 
@@ -91,7 +93,7 @@ def test_without_one_certificate_nobody_is_anybody(dev_ca: DevCa) -> None:
     pem = dev_ca.client_certificate(agent_id()).certificate_pem
     for certificates in ((), (pem, pem)):
         with pytest.raises(Unauthenticated):
-            peers(refused).principal(Context(certificates=certificates))  # type: ignore[arg-type]
+            peers(refused, dev_ca).principal(Context(certificates=certificates))  # type: ignore[arg-type]
     assert refused == ["NO_CLIENT_CERTIFICATE"] * 2
 
 
@@ -100,5 +102,18 @@ def test_a_refused_certificate_is_counted_by_its_reason(dev_ca: DevCa) -> None:
     refused: list[str] = []
     pem = dev_ca.issue([]).certificate_pem
     with pytest.raises(Unauthenticated) as error:
-        peers(refused).principal(Context(certificates=(pem,)))  # type: ignore[arg-type]
+        peers(refused, dev_ca).principal(Context(certificates=(pem,)))  # type: ignore[arg-type]
     assert refused == [error.value.reason]
+
+
+def test_a_certificate_of_a_ca_that_was_taken_out_is_counted(dev_ca: DevCa) -> None:
+    """TLS accepted it under the CAs of its time; those in force now decide."""
+    refused: list[str] = []
+    context = Context(certificates=(dev_ca.client_certificate(agent_id()).certificate_pem,))
+    others = peers(refused, DevCa.create())
+    with pytest.raises(Unauthenticated):
+        others.principal(context)  # type: ignore[arg-type]
+    with pytest.raises(Unauthenticated):
+        others.require_trusted(context)  # type: ignore[arg-type]
+    assert refused == ["CERTIFICATE_UNTRUSTED"] * 2
+    peers(refused, dev_ca).require_trusted(context)  # type: ignore[arg-type]

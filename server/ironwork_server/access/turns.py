@@ -1,0 +1,70 @@
+"""Turns at reading requests: how many may be read at once, and how many of them one caller's.
+
+gRPC holds a unary request whole (up to 11 MiB, twice while it is parsed), so this and nothing else
+bounds what requests cost in memory. A turn is short: it ends when the request is there.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ironwork_server.core.errors import Unavailable
+
+# Times 11 MiB, twice: what requests that are being read may cost.
+READING = 8
+READING_PER_NAME = 2
+# For the turn and the reading together; a request has nothing else to wait for.
+READING_S = 15.0
+
+
+class _Share:
+    """One name's turns; forgotten when nobody holds or awaits one."""
+
+    def __init__(self, turns: int) -> None:
+        self.turns = asyncio.Semaphore(turns)
+        self.users = 0
+
+
+class Turns:
+    """First come, first served, among one name's calls and among all."""
+
+    def __init__(
+        self,
+        *,
+        total: int = READING,
+        per_name: int = READING_PER_NAME,
+        deadline_s: float = READING_S,
+    ) -> None:
+        self._all = asyncio.Semaphore(total)
+        self._per_name = per_name
+        self._deadline_s = deadline_s
+        self._shares: dict[str, _Share] = {}
+
+    @asynccontextmanager
+    async def turn(self, name: str) -> AsyncIterator[None]:
+        """Hold one while the block runs. Raises Unavailable (REQUEST_TIMEOUT) where that, with the
+        waiting, takes longer than the deadline.
+        """
+        deadline = asyncio.timeout(self._deadline_s)
+        try:
+            async with deadline, self._share(name) as share, share, self._all:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise Unavailable(
+                "The request did not arrive in time; send it whole and at once.",
+                reason="REQUEST_TIMEOUT",
+                retry_after_s=1.0,
+            ) from None
+
+    @asynccontextmanager
+    async def _share(self, name: str) -> AsyncIterator[asyncio.Semaphore]:
+        share = self._shares.setdefault(name, _Share(self._per_name))
+        share.users += 1
+        try:
+            yield share.turns
+        finally:
+            share.users -= 1
+            if share.users == 0:
+                del self._shares[name]
