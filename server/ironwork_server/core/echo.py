@@ -10,7 +10,7 @@ most the key's length less one, nearly always nothing.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -114,6 +114,10 @@ class Candidate:
     value: memoryview = field(repr=False)
 
 
+# Sees a body's bytes, without their content coding, as they pass. Raises nothing, keeps no piece.
+Look = Callable[[bytes], None]
+
+
 class EchoFilter(Protocol):
     """An answer's body on its way through the search."""
 
@@ -129,23 +133,32 @@ class EchoFilter(Protocol):
         """The answer broke off: the rest, unless it may be a key's secret part broken off."""
 
 
-def echo_filter(content_encoding: bytes, scanner: EchoScanner) -> EchoFilter:
-    """content_encoding: the header's value, several joined by commas, `b""` for none. Raises
-    UndecodableError for a coding that cannot be looked into (core.decoding.CODINGS can).
+def look_away(_: bytes) -> None:
+    """A Look that sees nothing."""
+
+
+def echo_filter(
+    content_encoding: bytes, scanner: EchoScanner, look: Look = look_away
+) -> EchoFilter:
+    """content_encoding: the header's value, several joined by commas, `b""` for none. look sees
+    each decoded piece before anything of it passes: so a body is decoded once, for everybody.
+    Raises UndecodableError for a coding that cannot be looked into (core.decoding.CODINGS can).
     """
     if content_encoding.strip().lower() in {b"", b"identity"}:
-        return _PlainFilter(scanner)
+        return _PlainFilter(scanner, look)
     decoder = BoundedDecoder(content_encoding, max_bytes=MAX_DECODED_BYTES)
-    return _CodedFilter(scanner, decoder)
+    return _CodedFilter(scanner, look, decoder)
 
 
 class _PlainFilter:
     """What passes the scanner passes."""
 
-    def __init__(self, scanner: EchoScanner) -> None:
+    def __init__(self, scanner: EchoScanner, look: Look) -> None:
         self._scanner = scanner
+        self._look = look
 
     def feed(self, chunk: bytes) -> Iterator[bytes | Candidate]:
+        self._look(chunk)
         yield self._scanner.feed(chunk)
         while (candidate := self._scanner.candidate) is not None:
             yield Candidate(candidate)
@@ -162,8 +175,9 @@ class _PlainFilter:
 class _CodedFilter:
     """Compressed chunks pass whole and untouched, each when all that it decodes to may pass."""
 
-    def __init__(self, scanner: EchoScanner, decoder: BoundedDecoder) -> None:
+    def __init__(self, scanner: EchoScanner, look: Look, decoder: BoundedDecoder) -> None:
         self._scanner = scanner
+        self._look = look
         self._decoder = decoder
         # Decoded bytes that passed the scanner.
         self._passed = 0
@@ -173,6 +187,7 @@ class _CodedFilter:
 
     def feed(self, chunk: bytes) -> Iterator[bytes | Candidate]:
         for piece in self._decoder.feed(chunk):
+            self._look(piece)
             self._passed += len(self._scanner.feed(piece))
             while (candidate := self._scanner.candidate) is not None:
                 yield Candidate(candidate)

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from typing import Protocol
 
-from ironwork_server.core.decoding import BoundedDecoder, UndecodableError
 from ironwork_server.core.json_fields import MalformedError, TopLevelMembers
 from ironwork_server.core.sse import EventReader, EventTooLargeError
 from ironwork_server.core.values import Usage
@@ -39,25 +38,27 @@ class _Reader(Protocol):
 
 
 class UsageMeter:
-    """Feed it an answer's body as received; ask it at the end."""
+    """Tell it the answer's type, feed it the body without its content coding; ask it at the end."""
 
-    def __init__(self, content_type: bytes, content_encoding: bytes) -> None:
-        """The values of the answer's headers, `b""` where there is none."""
+    def __init__(self) -> None:
+        self._reader: _Reader | None = None
+        self._left = MAX_DECODED_BYTES
+
+    def begin(self, content_type: bytes) -> None:
+        """The value of the answer's header, `b""` where there is none."""
         self._reader = _reader_for(content_type)
-        self._decoder: BoundedDecoder | None
-        try:
-            self._decoder = BoundedDecoder(content_encoding, max_bytes=MAX_DECODED_BYTES)
-        except UndecodableError:
-            self._decoder = None
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, piece: bytes) -> None:
         """Look at the next bytes. Never raises; holds about 1 MiB at most."""
-        if self._reader is None or self._decoder is None:
+        if self._reader is None:
+            return
+        self._left -= len(piece)
+        if self._left < 0:
+            self._reader = None
             return
         try:
-            for piece in self._decoder.feed(chunk):
-                self._reader.feed(piece)
-        except (UndecodableError, MalformedError, EventTooLargeError):
+            self._reader.feed(piece)
+        except (MalformedError, EventTooLargeError):
             self._reader = None
 
     def usage(self) -> Usage | None:

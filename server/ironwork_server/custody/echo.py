@@ -14,7 +14,14 @@ from typing import Self
 
 from ironwork_server.core.api_key import fingerprint
 from ironwork_server.core.decoding import UndecodableError
-from ironwork_server.core.echo import Candidate, EchoFilter, EchoScanner, echo_filter
+from ironwork_server.core.echo import (
+    Candidate,
+    EchoFilter,
+    EchoScanner,
+    Look,
+    echo_filter,
+    look_away,
+)
 from ironwork_server.core.errors import IronworkError, UpstreamFailed
 from ironwork_server.core.ports import UpstreamResponse
 from ironwork_server.core.secret import Secret
@@ -92,14 +99,17 @@ class GuardedResponse:
         self._error: IronworkError | None = None
 
     @classmethod
-    async def open(cls, response: UpstreamResponse, judge: EchoJudge) -> Self:
-        """The headers are judged here. Raises UpstreamFailed: UPSTREAM_ENCODING for a body that
+    async def open(
+        cls, response: UpstreamResponse, judge: EchoJudge, look: Look = look_away
+    ) -> Self:
+        """The headers are judged here. look: see core.echo.echo_filter. Raises
+        UpstreamFailed: UPSTREAM_ENCODING for a body that
         cannot be looked into, and what EchoJudge.refuse raises.
         """
         await _check_headers(response.headers, judge)
         codings = [value for name, value in response.headers if name.lower() == b"content-encoding"]
         try:
-            filter_ = echo_filter(b",".join(codings), judge.scanner())
+            filter_ = echo_filter(b",".join(codings), judge.scanner(), look)
         except UndecodableError:
             raise _unreadable() from None
         return cls(response, judge, filter_)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from ironwork_server.core.echo import Look, look_away
 from ironwork_server.core.envelope import open_into, wipe
 from ironwork_server.core.errors import PreconditionFailed
 from ironwork_server.core.ports import (
@@ -113,11 +114,13 @@ class KeyUser:
         *,
         serving: Serving,
         scope: CallScope,
+        look: Look = look_away,
     ) -> AsyncIterator[UpstreamResponse]:
         """The answer's head has arrived when this is entered, and neither it nor the body, however
-        it is cut, holds the key. Errors: as Upstream.send's, and PreconditionFailed (NO_KEY,
-        KEY_WAS_DELETED), DataLoss, Unavailable, UpstreamFailed (KEY_ECHOED, ECHO_UNDECIDED,
-        UPSTREAM_ENCODING; the last three also from the body).
+        it is cut, holds the key. look sees the body's bytes, decoded, as `chunks` is read.
+        Errors: as Upstream.send's, and PreconditionFailed (NO_KEY, KEY_WAS_DELETED), DataLoss,
+        Unavailable, UpstreamFailed (KEY_ECHOED, ECHO_UNDECIDED, UPSTREAM_ENCODING; the last three
+        also from the body).
         """
         permit.require(Action.WITH_KEY)
         with self._in_flight.serving(scope) as register:
@@ -127,7 +130,7 @@ class KeyUser:
 
             async with self._upstream.send(request, body, credential, serving) as response:
                 await self._note(permit, serving, response)
-                yield await self._guarded(permit, serving, response)
+                yield await self._guarded(permit, serving, response, look)
 
     async def _prepare(
         self, permit: Permit, serving: Serving, register: Callable[[KeyRef], None]
@@ -165,11 +168,12 @@ class KeyUser:
         )
 
     async def _guarded(
-        self, permit: Permit, serving: Serving, response: UpstreamResponse
+        self, permit: Permit, serving: Serving, response: UpstreamResponse, look: Look
     ) -> UpstreamResponse:
         if serving.key is None:  # nothing of a key was sent that could come back
             return response
-        return await GuardedResponse.open(response, EchoJudge(self._vault, permit, serving.key))
+        judge = EchoJudge(self._vault, permit, serving.key)
+        return await GuardedResponse.open(response, judge, look)
 
     async def _note(self, permit: Permit, serving: Serving, response: UpstreamResponse) -> None:
         permit.note(http_status=response.status)

@@ -32,6 +32,7 @@ from ironwork_server.rpc.upload import Upload
 
 log = logging.getLogger(__name__)
 
+# Where Anthropic reports tokens; a downloaded file could forge them.
 METERED_ROUTES = frozenset({"messages", "count_tokens"})
 # The most that one ResponseBody holds.
 MAX_BODY_BYTES = 16 * 1024
@@ -141,10 +142,21 @@ class Call:
             permit.note(method=request.method, route=request.route)
             if not request.has_body or request.content_length == 0:
                 await self._expect_no_body()
+            meter = UsageMeter()
             async with self._key_user.send(
-                permit, request, self.upload.chunks(), serving=serving, scope=self.scope
+                permit,
+                request,
+                self.upload.chunks(),
+                serving=serving,
+                scope=self.scope,
+                look=meter.feed,
             ) as response:
-                await self._deliver(request, response, permit, end)
+                if request.route in METERED_ROUTES:
+                    meter.begin(_content_type(response))
+                try:
+                    await self._deliver(response, permit, end)
+                finally:
+                    self._account(meter, permit, end)
 
     def _screen(self) -> ScreenedRequest:
         head = self._head
@@ -165,11 +177,7 @@ class Call:
             )
 
     async def _deliver(
-        self,
-        request: ScreenedRequest,
-        response: UpstreamResponse,
-        permit: Permit,
-        end: keys_pb2.ResponseEnd,
+        self, response: UpstreamResponse, permit: Permit, end: keys_pb2.ResponseEnd
     ) -> None:
         seen = {name.lower(): value for name, value in response.headers}
         end.anthropic_request_id = _word(seen.get(b"request-id", b""))
@@ -187,21 +195,12 @@ class Call:
                 )
             )
         )
-        meter = _meter(request, seen)
-        try:
-            async for data in response.chunks():
-                if meter is not None:
-                    meter.feed(data)
-                await self._write(
-                    keys_pb2.WithKeyResponse(
-                        body=keys_pb2.ResponseBody(call=self.number, data=data)
-                    )
-                )
-        finally:
-            self._account(meter, permit, end)
+        async for data in response.chunks():
+            body = keys_pb2.ResponseBody(call=self.number, data=data)
+            await self._write(keys_pb2.WithKeyResponse(body=body))
 
-    def _account(self, meter: UsageMeter | None, permit: Permit, end: keys_pb2.ResponseEnd) -> None:
-        tokens = meter.usage() if meter is not None else None
+    def _account(self, meter: UsageMeter, permit: Permit, end: keys_pb2.ResponseEnd) -> None:
+        tokens = meter.usage()
         if tokens is None:
             return
         end.usage.CopyFrom(convert.usage(tokens))
@@ -224,11 +223,9 @@ class Call:
             raise Cancelled(_ENDINGS[self.scope.reason], reason=self.scope.reason) from None
 
 
-def _meter(request: ScreenedRequest, headers: dict[bytes, bytes]) -> UsageMeter | None:
-    """Where Anthropic reports tokens; a downloaded file could forge them."""
-    if request.route not in METERED_ROUTES:
-        return None
-    return UsageMeter(headers.get(b"content-type", b""), headers.get(b"content-encoding", b""))
+def _content_type(response: UpstreamResponse) -> bytes:
+    """The last one; `b""` where there is none."""
+    return {name.lower(): value for name, value in response.headers}.get(b"content-type", b"")
 
 
 def _outcome(error: IronworkError, *, sent: bool) -> keys_pb2.Outcome.ValueType:

@@ -396,3 +396,29 @@ def test_the_prefix_begins_with_a_letter_that_does_not_come_again() -> None:
     ends = [size for size in range(1, len(PREFIX)) if PREFIX.endswith(PREFIX[:size])]
     assert ends == []
     assert re.fullmatch(rb"[!-~]+", PREFIX)
+
+
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"gzip", b"deflate"]),
+    st.lists(st.integers(0, 400), max_size=8),
+)
+def test_an_onlooker_sees_each_decoded_byte_once(
+    body: bytes, coding: bytes, places: list[int]
+) -> None:
+    """Whoever looks on sees the body without its coding, in order, however it was cut, and every
+    byte before what it was decoded from passes."""
+    coded = {b"": bytes, b"gzip": gzip.compress, b"deflate": zlib.compress}[coding](body)
+    seen: list[bytes] = []
+    passing = echo_filter(coding, scanner(), seen.append)
+    for chunk in cut(coded, places):
+        for _ in passing.feed(chunk):
+            pass
+    assert b"".join(seen) == body
+
+
+def test_an_onlooker_sees_before_anything_passes() -> None:
+    """What is counted was not delivered first: a cut answer's tokens are known."""
+    seen: list[bytes] = []
+    first = next(iter(echo_filter(b"", scanner(), seen.append).feed(b"data " + KEY)))
+    assert (first, seen) == (b"data ", [b"data " + KEY])

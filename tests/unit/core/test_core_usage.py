@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ironwork_server.core import usage as usage_module
+from ironwork_server.core.decoding import UndecodableError
+from ironwork_server.core.echo import EchoScanner, echo_filter
 from ironwork_server.core.usage import UsageMeter
 from ironwork_server.core.values import Usage
 
@@ -70,9 +72,17 @@ STREAM_USAGE = Usage(10, 25, 0, 7)
 def meter(
     chunks: Iterable[bytes], content_type: bytes = JSON, content_encoding: bytes = b""
 ) -> Usage | None:
-    reading = UsageMeter(content_type, content_encoding)
-    for chunk in chunks:
-        reading.feed(chunk)
+    """What is read of a body that passes the search for the key, which decodes it."""
+    reading = UsageMeter()
+    reading.begin(content_type)
+    try:
+        passing = echo_filter(
+            content_encoding, EchoScanner(length=108, last_four=b"wAAA"), reading.feed
+        )
+        for chunk in chunks:
+            list(passing.feed(chunk))
+    except UndecodableError:
+        return None
     return reading.usage()
 
 
@@ -358,7 +368,8 @@ def test_many_short_strings_are_read_over() -> None:
 
 def test_an_endless_event_is_not_kept() -> None:
     """A line that never ends holds about 1 MiB, and no more."""
-    reading = UsageMeter(EVENTS, b"")
+    reading = UsageMeter()
+    reading.begin(EVENTS)
     tracemalloc.start()
     try:
         reading.feed(b"event: message_start\ndata: ")
