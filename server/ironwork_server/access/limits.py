@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 
 from ironwork_server.access.errors import AccessConfigurationError
+from ironwork_server.access.rates import Rates
 from ironwork_server.core.errors import LimitExceeded
 from ironwork_server.core.values import Principal
 
@@ -30,6 +31,7 @@ class LimitSettings:
     requests_per_workspace: int = 1024
     unary_per_principal: int = 128
     unary_per_workspace: int = 256
+    rate_per_principal: int = 200
 
     def __post_init__(self) -> None:
         """Raises AccessConfigurationError, naming the setting."""
@@ -65,13 +67,21 @@ _UNARY = (
 )
 
 
+# How many seconds' worth of calls may come at once.
+BURST_S = 30
+
+
 class Limits:
     """Counts what is open. Each method is a context manager that raises LimitExceeded on entry
     and then has counted nothing.
     """
 
-    def __init__(self, settings: LimitSettings) -> None:
+    def __init__(
+        self, settings: LimitSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.settings = settings
+        rate = settings.rate_per_principal
+        self._rates = Rates(per_s=rate, burst=rate * BURST_S, clock=clock)
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def stream(self, principal: Principal) -> AbstractContextManager[None]:
@@ -85,6 +95,19 @@ class Limits:
     def unary(self, principal: Principal, workspace: str | None) -> AbstractContextManager[None]:
         """One unary RPC in flight, on this workspace (None: the audit log)."""
         return self._held(_UNARY, principal, workspace)
+
+    def rate(self, principal: Principal) -> None:
+        """One call, whatever it is: each costs entries of the audit log. Raises LimitExceeded."""
+        if self._rates.take(principal.spiffe_id):
+            return
+        allowed = self.settings.rate_per_principal
+        raise LimitExceeded(
+            f"This principal makes more than {allowed} calls a second, as many as"
+            " limits.rate_per_principal allows; slow down, or ask the operator to raise the limit.",
+            reason="LIMIT_RATE_PRINCIPAL",
+            metadata={"limit": "limits.rate_per_principal", "value": str(allowed)},
+            retry_after_s=1.0,
+        )
 
     def open_counts(self) -> dict[str, int]:
         """How many of each kind are open, over all principals; for metrics."""
@@ -190,6 +213,11 @@ class RefusalAggregator:
         for reason in quiet:
             del self._windows[reason]
         return [summary for summary in found if summary is not None]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is counted and no window is open."""
+        return not self._windows
 
     def rest(self) -> list[RefusalSummary]:
         """What no summary has told of, whether or not its window has ended: for the end of serving.

@@ -21,7 +21,7 @@ from ironwork_server.access.rules import IdentityRule
 from ironwork_server.access.tls import ServerTls, server_credentials
 from ironwork_server.access.trust import ClientTrust
 from ironwork_server.app.hsm_state import HsmState
-from ironwork_server.app.records import ServiceRecords
+from ironwork_server.app.records import FLUSH_INTERVAL_S, ServiceRecords
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError, refuse_debugging_loop
 from ironwork_server.core.errors import IronworkError, Unavailable
@@ -138,6 +138,7 @@ async def _start(
     stack.push_async_callback(upstream.close)
     gate = Gate(policy=lambda: policy.value, limits=Limits(_limits(settings)), journal=journal)
     stack.push_async_callback(gate.settle)
+    await _in_background(stack, _regularly(gate.write_refusals))
     uses = UseRecorder(store)
     stack.push_async_callback(uses.flush)
     await _in_background(stack, uses.run())
@@ -307,6 +308,12 @@ async def _in_background(stack: AsyncExitStack, work: Coroutine[None, None, None
     stack.push_async_callback(end)
 
 
+async def _regularly(work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_INTERVAL_S)
+        await work()
+
+
 def _mapper(settings: Settings) -> IdentityMapper:
     rules = [IdentityRule(rule.path, rule.role) for rule in settings.identity.rules]
     return IdentityMapper(settings.identity.trust_domain, rules)
@@ -321,6 +328,7 @@ def _limits(settings: Settings) -> LimitSettings:
         requests_per_workspace=limits.requests_per_workspace,
         unary_per_principal=limits.unary_per_principal,
         unary_per_workspace=limits.unary_per_workspace,
+        rate_per_principal=limits.rate_per_principal,
     )
 
 

@@ -117,6 +117,7 @@ class Limits(_Section):
     requests_per_workspace: Count = 1024
     unary_per_principal: Count = 128
     unary_per_workspace: Count = 256
+    rate_per_principal: Count = 200
     max_keys: Count = 100
     streams_per_connection: Count = 256
 

@@ -8,7 +8,7 @@ vault accepts, and only a Gate can make one.
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
@@ -30,6 +30,7 @@ from ironwork_server.core.values import (
     Principal,
     Resource,
 )
+from ironwork_server.custody.refusals import Refusals
 from ironwork_server.custody.uninterrupted import checkpoint, uninterrupted
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ class Gate:
         self._policy = policy
         self._limits = limits
         self._journal = journal
+        self._refusals = Refusals(journal)
         # Done when its admission is over: a call is seen to its end also when its RPC has ended.
         self._open: set[asyncio.Future[None]] = set()
         # Outcomes still being written for calls whose task was cancelled; each ends by itself.
@@ -213,11 +215,22 @@ class Gate:
         may have happened: the log then holds its intent.
         """
         await self.check(principal, action, resource, claims)
+        await self._in_time(principal, action, resource, claims)
         limit = self._limit(principal, action, resource)
         async with self._counted(limit, principal, action, resource, claims):
             permit = await self._intend(principal, action, resource, claims, details)
             async with self._recorded(permit):
                 yield permit
+
+    async def _in_time(
+        self, principal: Principal, action: Action, resource: Resource, claims: Claims
+    ) -> None:
+        """The rate of calls; a refusal is recorded."""
+        try:
+            self._limits.rate(principal)
+        except LimitExceeded as error:
+            await self._refuse(principal, action, resource, claims, error.reason)
+            raise
 
     @asynccontextmanager
     async def _counted(
@@ -319,16 +332,30 @@ class Gate:
             log.error("audit.outcome_lost")
 
     async def settle(self) -> None:
-        """Wait until every call is over and its outcome written; for shutdown, when none begins."""
+        """Wait until every call is over, its outcome written and refusals, too; for shutdown, when
+        none begins.
+        """
         if self._open:
             await asyncio.wait(self._open, timeout=OUTCOME_DEADLINE_S)
         if self._closing:
             await asyncio.wait(self._closing, timeout=OUTCOME_DEADLINE_S)
+        await self._write(self._refusals.close)
+
+    async def write_refusals(self) -> None:
+        """Write what was counted of refusals that were too many; to be called at intervals."""
+        await self._write(self._refusals.flush)
+
+    async def _write(self, refusals: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await refusals()
+        except Unavailable:
+            # Health says the same, and no call is served while the log cannot be written.
+            log.error("audit.unavailable", extra={"reason": "refusals"})  # noqa: TRY400
 
     async def _refuse(
         self, principal: Principal, action: Action, resource: Resource, claims: Claims, reason: str
     ) -> None:
-        await self._journal.append(
+        await self._refusals.record(
             AuditEvent(
                 phase=Phase.EVENT,
                 operation=action.value,
