@@ -16,10 +16,10 @@ _TEXT: Final = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*"
 _VISIBLE: Final = r"[\x21-\x7e]*"
 _PLAIN: Final = r"[\x21\x23-\x5b\x5d-\x7e]*"  # visible, and no character that JSON escapes
 _ASCII: Final = r"[\x20-\x7e]*"
-_WORD: Final = r"[A-Za-z][A-Za-z0-9_.-]*"
+WORD: Final = r"[A-Za-z][A-Za-z0-9_.-]*"
 _UPPER_SNAKE: Final = r"[A-Z0-9_]*"
 _LABEL: Final = r"[A-Za-z0-9_.-]*"
-_MASK: Final = r"(?:sk-ant-[a-z0-9-]{1,8}…[\x21-\x7e]{4})?"
+MASK: Final = r"(?:sk-ant-[a-z0-9-]{1,8}…[\x21-\x7e]{4})?"
 _INDEXES: Final = r"[0-9,]*"
 
 # An Anthropic credential of any kind. A mask (`sk-ant-api…wxyz`) is not one.
@@ -86,7 +86,7 @@ def _text(pattern: str, longest: int) -> Text:
 
 
 # The fields of every event; `ironwork_audit.event` says what they mean.
-OPERATION: Final = _text(_WORD, 64)
+OPERATION: Final = _text(WORD, 64)
 CORRELATION_ID: Final = _text(r"[\x21-\x7e]+", 64)
 PRINCIPAL: Final = _text(_VISIBLE, 2048)  # SPIFFE ID, section 2.3: at most 2048 bytes
 ROLE: Final = _text(_VISIBLE, 64)
@@ -117,7 +117,7 @@ DETAILS: Final[Mapping[str, Rule]] = {
     "response_bytes": Number(),
     "duration_ms": Number(),
     # The key. Never more of it than its mask.
-    "key_mask": _text(_MASK, 64),
+    "key_mask": _text(MASK, 64),
     "display_name": _text(_TEXT, 64),
     "organization_id": _text(_PLAIN, 128),
     "previous_organizations": _text(_PLAIN, 4096),  # joined by commas: 100 of Anthropic's UUIDs

@@ -33,6 +33,7 @@ from ironwork_audit.tlog.tiles import (
     pack_tile,
     parse_bundle,
     parse_tile,
+    split_bundle,
     tile_at,
     tiles_between,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "parse_tile",
     "range_root",
     "root_of",
+    "split_bundle",
     "tile_at",
     "tiles_between",
     "verify_consistency",

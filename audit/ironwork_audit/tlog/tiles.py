@@ -142,18 +142,25 @@ def pack_bundle(entries: Sequence[bytes]) -> bytes:
 
 def parse_bundle(data: bytes, width: int) -> list[bytes]:
     """The entries of a bundle of this width."""
+    entries, whole = split_bundle(data, width)
+    if not whole:
+        raise BadTile(f"bundle: is not {width} entries, each after its length")
+    return entries
+
+
+def split_bundle(data: bytes, width: int) -> tuple[list[bytes], bool]:
+    """The entries that can be told apart, at most `width`, and whether they are all that a bundle
+    of this width holds.
+    """
     entries: list[bytes] = []
     at, end = 0, len(data)
-    for _ in range(width):
+    while len(entries) < width and at + 2 <= end:
         start = at + 2
-        # Past the end, both bytes are missing and the length is 0.
         at = start + int.from_bytes(data[at:start], "big")
         if at > end:
-            raise BadTile(f"bundle: ends inside entry {len(entries)} of {width}")
+            return entries, False
         entries.append(data[start:at])
-    if at != end:
-        raise BadTile(f"bundle: holds more than {width} entries")
-    return entries
+    return entries, len(entries) == width and at == end
 
 
 class TileReader:

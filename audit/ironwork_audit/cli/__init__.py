@@ -1,0 +1,1 @@
+"""`ironwork-audit`: the auditor's commands."""

@@ -1,0 +1,182 @@
+"""What verifying needs of one entry, quickly: most entries by one regular expression, the others by
+the strict parser.
+
+The expression takes only what `parse` takes too: canonical JSON of an API Activity with plain
+printable ASCII, made from the same allow list (`fields`). Whatever it does not match is given to
+`parse`, which decides. So it may be narrow, and must never be wide; a test holds it to that.
+"""
+
+import functools
+import ipaddress
+import json
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from ironwork_audit import fields
+from ironwork_audit.event import INTENT, OUTCOME
+from ironwork_audit.fields import Flag, Number, Rule, Text
+from ironwork_audit.ocsf import OCSF_VERSION, PRODUCT
+from ironwork_audit.parse import NotAnEvent, parse
+
+
+class Facts(NamedTuple):
+    """What an entry says of its place. time_ms: since 1970. call: operation and correlation id,
+    the same for an intent and its outcome. intent_index: of an outcome.
+    """
+
+    time_ms: int
+    call: bytes
+    is_intent: bool
+    intent_index: int | None
+
+
+# Printable ASCII that stands in JSON as it is.
+_PLAIN: Final = [chr(code) for code in range(0x20, 0x7F) if chr(code) not in '"\\']
+_STARRED: Final = re.compile(r"(\[[^]]+\])([*+])")
+_CREDENTIAL: Final = re.compile(rb"sk-ant-[A-Za-z0-9_-]{12}")
+_MASK: Final = "(?:sk-ant-[a-z0-9-]{1,8}\xe2\x80\xa6[!#-\\[\\]-~]{4})?"
+# Longer numbers, and times from the year 5138 on, are left to parse.
+_TIME: Final = "[1-9][0-9]{0,13}"
+_INT: Final = "(?:0|[1-9][0-9]{0,17})"
+
+
+class EntryChecker:
+    """Checks the entries of one log. Safe for concurrent use."""
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._match = _compile(origin).fullmatch
+
+    def check(self, entry: bytes, index: int) -> Facts:
+        """The entry's facts. NotAnEvent where it is not this log's entry of this index."""
+        match = self._match(entry)
+        if match is None or (b"sk-ant-" in entry and _CREDENTIAL.search(entry)):
+            return self._strictly(entry, index)
+        operation, correlation, sequence, address, time, intent, phase = match.group(
+            "op", "cid", "seq", "ip6", "time", "intent", "phase"
+        )
+        if (
+            (intent is not None) is not (phase == b"outcome")
+            or int(sequence) != index
+            or (address is not None and not _is_address(address))
+        ):
+            return self._strictly(entry, index)
+        return Facts(
+            int(time),
+            operation + b" " + correlation,
+            phase == b"intent",
+            None if intent is None else int(intent),
+        )
+
+    def _strictly(self, entry: bytes, index: int) -> Facts:
+        parsed = parse(entry)
+        if parsed.origin != self._origin:
+            raise NotAnEvent("metadata.log_name: not this log's origin")
+        if parsed.sequence != index:
+            raise NotAnEvent(f"metadata.sequence: is {parsed.sequence}, not the entry's index")
+        event = parsed.event
+        time_ms = json.loads(entry)["time"]
+        call = f"{event.operation} {event.correlation_id}".encode()
+        outcome = event.intent_index if event.phase == OUTCOME else None
+        return Facts(time_ms, call, event.phase == INTENT, outcome)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_address(text: bytes) -> bool:
+    try:
+        ipaddress.ip_address(text.decode())
+    except ValueError:
+        return False
+    return True
+
+
+def _compile(origin: str) -> re.Pattern[bytes]:
+    resource = r'\{{"type":"{}","uid":"{}"\}}'
+    key = resource.format("key", _text(fields.KEY_ID))
+    octet = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+    product = re.escape(json.dumps(PRODUCT, sort_keys=True, separators=(",", ":")))
+    principal = _text(fields.PRINCIPAL, empty=False)
+    parts = [
+        rf'\{{"activity_id":[0-9]{{1,2}},"activity_name":"[A-Za-z]{{1,16}}","actor":\{{(?:'
+        rf'"app_name":"ironwork-server"|"user":\{{"uid":"{principal}"\}})\}},',
+        rf'"api":\{{"operation":"(?P<op>{_text(fields.OPERATION)})",',
+        r'"service":\{"name":"[A-Za-z0-9.-]{1,64}"\}\},"category_uid":6,"class_uid":6003,',
+        rf'"metadata":\{{"correlation_uid":"(?P<cid>{_text(fields.CORRELATION_ID)})",',
+        rf'"event_code":"(?P=op)","log_name":"{re.escape(origin)}","logged_time":{_TIME},',
+        rf'"product":{product},"sequence":(?P<seq>{_INT}),',
+        rf'(?:"tenant_uid":"(?P<ws>{_text(fields.WORKSPACE, empty=False)})",)?',
+        rf'"version":"{re.escape(OCSF_VERSION)}"\}},',
+        rf'(?(ws)"resources":\[{resource.format("workspace", "(?P=ws)")}(?:,{key})?\],',
+        rf'|(?:"resources":\[{key}\],)?)',
+        r'"severity_id":[1-3],"src_endpoint":\{(?:"svc_name":"ironwork-server"',
+        rf'|"ip":"(?:{octet}(?:\.{octet}){{3}}|(?P<ip6>[0-9a-f:.]{{2,45}}))","port":{_INT}',
+        rf'|"name":"{_text(fields.PEER)}")\}},',
+        rf'"status":"[A-Z][a-z]{{1,15}}",(?:"status_detail":"{_text(fields.REASON)}",)?',
+        rf'"status_id":[0-2],"time":(?P<time>{_TIME}),"type_uid":{_INT},',
+        rf'"unmapped":\{{{_unmapped()}\}}\}}',
+    ]
+    # latin-1: each character of these texts stands for one byte.
+    return re.compile("".join(parts).encode("latin-1"))
+
+
+def _unmapped() -> str:
+    """The flat members in canonical order, all optional but the phase, from the allow list."""
+    rules: dict[str, Rule] = {
+        **fields.DETAILS,
+        "agent": fields.CLAIM,
+        "role": fields.ROLE,
+        "task": fields.CLAIM,
+    }
+    members = {name: _value(rule) for name, rule in rules.items()}
+    members["intent_index"] = f"(?P<intent>{_INT})"
+    before, after = [], []
+    for name, value in sorted(members.items()):
+        if value is None:
+            continue
+        if name < "phase":
+            before.append(f'(?:"{name}":{value},)?')
+        else:
+            after.append(f'(?:,"{name}":{value})?')
+    return f'{"".join(before)}"phase":"(?P<phase>intent|outcome|event)"{"".join(after)}'
+
+
+def _value(rule: Rule) -> str | None:
+    match rule:
+        case Flag():
+            return "(?:true|false)"
+        case Number(largest=largest):
+            # As many digits as can never be too large.
+            digits = len(str(largest + 1)) - 1
+            return f"(?:0|[1-9][0-9]{{0,{digits - 1}}})"
+        case Text():
+            return _text_value(rule)
+
+
+def _text_value(rule: Text) -> str | None:
+    try:
+        return f'"{_text(rule)}"'
+    except ValueError:
+        return None
+
+
+def _text(rule: Text, *, empty: bool = True) -> str:
+    """A rule as an expression over bytes that stand for themselves in JSON. ValueError for a form
+    that is not known here: such a value is left to parse.
+    """
+    pattern = rule.pattern.pattern
+    if pattern == fields.MASK:
+        return _MASK
+    if pattern == fields.WORD:
+        return f"[A-Za-z][A-Za-z0-9_.-]{{0,{rule.longest - 1}}}"
+    starred = _STARRED.fullmatch(pattern)
+    if starred is None:
+        raise ValueError("not of the form [characters]*")
+    # The characters one by one, so that nothing depends on how the class is written.
+    characters = _class(character for character in _PLAIN if re.fullmatch(starred[1], character))
+    least = 0 if starred[2] == "*" and empty else 1
+    return f"{characters}{{{least},{rule.longest}}}"
+
+
+def _class(characters: Iterable[str]) -> str:
+    return "[" + "".join(f"\\x{ord(character):02x}" for character in characters) + "]"
