@@ -22,6 +22,7 @@ from ironwork_server.upstream.proxy import UpstreamProxy
 from ironwork_server.upstream.timeouts import (
     DEFAULT_MAX_CONNECTIONS,
     MAX_PREPARATIONS,
+    MAX_PREPARING,
     UpstreamTimeouts,
 )
 
@@ -40,11 +41,14 @@ class HttpUpstream:
         proxy: UpstreamProxy | None = None,
         timeouts: UpstreamTimeouts | None = None,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
+        max_preparing: int = MAX_PREPARING,
     ) -> None:
         self._endpoint = endpoint
         self._timeouts = timeouts or UpstreamTimeouts()
         connector = Connector(endpoint, self._timeouts, proxy)
         self._pool = Pool(connector, self._timeouts, max_connections)
+        # First come, first served; one is held from the read of a key to the write.
+        self._turns = asyncio.Semaphore(max_preparing)
 
     @property
     def endpoint(self) -> UpstreamEndpoint:
@@ -100,25 +104,57 @@ class HttpUpstream:
     ) -> Channel:
         """Have the head written on a live connection, with a fresh key. The connection comes
         first, so that the key is read and decrypted as late as can be."""
-        stale = False
         for _ in range(MAX_PREPARATIONS):
             channel = await self._pool.acquire()
             started = False
             try:
-                injector = await self._prepare(credential)
-                try:
-                    if channel.is_quiet():
-                        exchange.start(channel, injector, progress)
-                        started = True
-                        return channel
-                except StaleCredential:
-                    stale = True
-                finally:
-                    injector.discard()
+                started = await self._begin(exchange, channel, credential, progress)
             finally:
                 if not started:
                     self._pool.release(channel, reusable=not progress.sent)
-        raise faults.credential_stale() if stale else faults.connections_died()
+            if started:
+                return channel
+        raise faults.connections_died()
+
+    async def _begin(
+        self,
+        exchange: Exchange,
+        channel: Channel,
+        credential: Credential,
+        progress: SendProgress,
+    ) -> bool:
+        """Read the key and write the head; False where the connection died meanwhile. A read that
+        went stale is done again at once: its connection and its turn are kept.
+        """
+        async with self._turn():
+            for _ in range(MAX_PREPARATIONS):
+                injector = await self._prepare(credential)
+                try:
+                    alive = channel.is_quiet()
+                    if alive:
+                        exchange.start(channel, injector, progress)
+                except StaleCredential:
+                    continue
+                else:
+                    return alive
+                finally:
+                    injector.discard()
+        raise faults.credential_stale()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Few are between read and write together, so that a read does not grow old while the
+        reads of hundreds of others go before it.
+        """
+        try:
+            async with asyncio.timeout(self._timeouts.pool_wait_s):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise faults.pool_exhausted() from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _prepare(self, credential: Credential) -> Injector:
         deadline = asyncio.timeout(self._timeouts.credential_s)

@@ -19,7 +19,7 @@ class UpstreamTimeouts:
     idle_s: float = 300.0
     # Between two pieces of the agent's body.
     body_idle_s: float = 300.0
-    # For a free connection, when all are in use.
+    # For a free connection, when all are in use; and then for the turn to read the key.
     pool_wait_s: float = 10.0
     # An idle connection is kept no longer.
     keep_alive_s: float = 60.0
@@ -41,4 +41,7 @@ MAX_INFORMATIONAL = 16
 MAX_PROXY_HEAD_BYTES = 16 * 1024
 # Connections, or credentials that went stale, tried for one request before anything is written.
 MAX_PREPARATIONS = 3
+# Requests between the read of their key and their write: enough for the audit log's group commit
+# and a KMS that takes 100 ms, few enough that reads stay young (ADR 0011).
+MAX_PREPARING = 32
 DEFAULT_MAX_CONNECTIONS = 256
