@@ -2,5 +2,15 @@
 
 # Each module is one real part: a SoftHSM token, a certificate authority, the Anthropic simulator,
 # a whole server.
-_PARTS = ("softhsm", "signing", "pki", "simulator", "migrated", "server", "scene", "production")
+_PARTS = (
+    "softhsm",
+    "signing",
+    "aws",
+    "pki",
+    "simulator",
+    "migrated",
+    "server",
+    "scene",
+    "production",
+)
 pytest_plugins = [f"fixtures.{part}" for part in _PARTS]

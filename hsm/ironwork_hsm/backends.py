@@ -21,8 +21,17 @@ async def _open_pkcs11(uri: str, *, allow_missing: bool, options: BackendOptions
     return await open_pkcs11(uri, allow_missing=allow_missing, options=options)
 
 
+async def _open_aws(uri: str, *, allow_missing: bool, options: BackendOptions) -> KeyWrapper:
+    try:
+        from ironwork_hsm.aws import open_aws_kms
+    except ImportError:
+        raise ConfigurationError("AWS KMS needs boto3: install ironwork-hsm[aws].") from None
+
+    return await open_aws_kms(uri, allow_missing=allow_missing, options=options)
+
+
 # A further backend is one line here.
-_OPENERS: Mapping[str, Opener] = MappingProxyType({"pkcs11": _open_pkcs11})
+_OPENERS: Mapping[str, Opener] = MappingProxyType({"pkcs11": _open_pkcs11, "awskms": _open_aws})
 
 
 async def open_backend(
