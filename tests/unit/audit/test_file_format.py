@@ -10,7 +10,7 @@ from ironwork_audit import FieldRefused, WrongHeader, header, parse_header
 def test_a_header_names_format_and_origin() -> None:
     """The first line says which format follows, and whose log it is."""
     line = header("keys.test/a")
-    assert line == b'{"format":"ironwork-journal/1","origin":"keys.test/a"}\n'
+    assert line == b'{"format":"ironwork-log/1","origin":"keys.test/a"}\n'
     assert parse_header(line) == "keys.test/a"
 
 
@@ -21,11 +21,11 @@ def test_a_header_names_format_and_origin() -> None:
         b"\n",
         b"null\n",
         b"{}\n",
-        b'{"format":"ironwork-journal/1","origin":"keys.test/a"}',
-        b'{"format":"ironwork-journal/2","origin":"keys.test/a"}\n',
-        b'{"format":"ironwork-journal/1","origin":"a b"}\n',
-        b'{"format":"ironwork-journal/1","origin":3}\n',
-        b'{"origin":"keys.test/a","format":"ironwork-journal/1"}\n',
+        b'{"format":"ironwork-log/1","origin":"keys.test/a"}',
+        b'{"format":"ironwork-log/2","origin":"keys.test/a"}\n',
+        b'{"format":"ironwork-log/1","origin":"a b"}\n',
+        b'{"format":"ironwork-log/1","origin":3}\n',
+        b'{"origin":"keys.test/a","format":"ironwork-log/1"}\n',
         b"[" * 50_000,
     ],
 )

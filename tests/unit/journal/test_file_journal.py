@@ -287,7 +287,7 @@ async def test_files_are_the_owner_s_alone(journal: FileJournal, folder: Path) -
 async def test_the_file_begins_with_its_header(journal: FileJournal, folder: Path) -> None:
     """A new journal is its header, and nothing of its making is left over."""
     assert log_path(folder).read_bytes() == (
-        b'{"format":"ironwork-journal/1","origin":"keys.test/a"}\n'
+        b'{"format":"ironwork-log/1","origin":"keys.test/a"}\n'
     )
     assert modes(folder).keys() == {".", "journal.jsonl", "lock"}
     assert journal.origin == ORIGIN
