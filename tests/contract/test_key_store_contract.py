@@ -177,6 +177,36 @@ async def test_organisations_are_compared_where_they_are_named(
         await adding
 
 
+async def test_the_last_organisation_outlives_the_keys(store: Store) -> None:
+    """A workspace without keys is still of the organisation that its last named key was of: else
+    deleting all keys would change it unsaid. Another workspace has its own.
+    """
+
+    async def add(organization: str, *, allow: bool = False, workspace: str = "acme") -> StoredKey:
+        key = stored_key(workspace, organization_id=organization)
+        await store.add(key, replay=None, max_keys=9, allow_different_organization=allow)
+        return key
+
+    first = await add("org-1")
+    unnamed = await add("")
+    for key in (first, unnamed):
+        await store.delete("acme", key.key_id, replay=None)
+    for _ in range(2):
+        with pytest.raises(OrganizationDiffers) as refused:
+            await add("org-2")
+        assert refused.value.organizations == {"org-1"}
+    await add("")
+    with pytest.raises(OrganizationDiffers):
+        await add("org-2")
+    await add("org-2", workspace="globex")
+    second = await add("org-2", allow=True)
+    await store.delete("acme", second.key_id, replay=None)
+    with pytest.raises(OrganizationDiffers) as refused:
+        await add("org-1")
+    assert refused.value.organizations == {"org-2"}
+    await add("org-2")
+
+
 async def test_an_id_or_a_sequence_is_used_once(store: Store) -> None:
     """A key id used again in its workspace, or a sequence used again anywhere, is refused."""
     key = await added(store)

@@ -234,3 +234,31 @@ def test_a_store_without_its_values_is_corrupt(url: str) -> None:
     for use in (open_store, marker):
         with pytest.raises(StoreCorrupt):
             use(url)
+
+
+def test_organisations_are_filled_from_the_keys_that_there_are(url: str) -> None:
+    """0002 remembers the newest named organisation of each workspace of an older store."""
+    upgrade(url)
+    with database(url) as connection:
+        connection.execute("DROP TABLE organizations")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(keys)")]
+        rows = (("acme", 1, "org-1"), ("acme", 2, "org-2"), ("acme", 3, ""), ("globex", 4, ""))
+        for workspace, sequence, organization in rows:
+            row = dict.fromkeys(columns, b"") | {
+                "workspace": workspace,
+                "sequence": sequence,
+                "organization_id": organization,
+                "key_id": str(sequence),
+                "fingerprint": bytes([sequence]),
+            }
+            marks = ",".join("?" * len(row))
+            connection.execute(
+                f"INSERT INTO keys ({','.join(row)}) VALUES ({marks})",
+                list(row.values()),
+            )
+    assert status(url).pending == ("0002",)
+    upgrade(url)
+    with database(url) as connection:
+        found = connection.execute("SELECT workspace, organization_id FROM organizations")
+        assert found.fetchall() == [("acme", "org-2")]

@@ -37,7 +37,7 @@ class KeyExists(Exception):
 
 
 class OrganizationDiffers(Exception):
-    """The workspace's keys are of other organisations than the new one."""
+    """The workspace's keys, or those that it had last, are of other organisations than the new."""
 
     def __init__(self, organizations: frozenset[str]) -> None:
         super().__init__()
@@ -73,7 +73,8 @@ class KeyStore(Protocol):
         """Insert key, and replay, in one transaction.
 
         Checked inside it, in this order: AlreadyAnswered (same workspace, method, request_id),
-        KeyExists, TooManyKeys, OrganizationDiffers (organisations '' are not compared).
+        KeyExists, TooManyKeys, OrganizationDiffers (organisations '' are not compared; where no
+        key names one, the last that did counts, also when it was deleted).
         """
 
     async def current(self, workspace: str) -> StoredKey | None:

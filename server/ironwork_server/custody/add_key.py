@@ -186,7 +186,8 @@ class KeyAdder:
     async def _insert(self, row: StoredKey, replay: Replay | None, new: NewKey) -> frozenset[str]:
         """Insert under the strict rule first, so that a change of organisation is known as one.
 
-        Returns the organisations that the workspace's keys had, where the new one differs.
+        Returns the organisations that the workspace's keys have, or had last, where the new
+        one differs.
         """
         try:
             await self._store.add(
@@ -226,7 +227,8 @@ def _exists(workspace: str, key_id: str) -> AlreadyExists:
 
 def _different(organization_id: str, organizations: frozenset[str]) -> PreconditionFailed:
     return PreconditionFailed(
-        "The key belongs to another Anthropic organisation than the workspace's other keys."
+        "The key belongs to another Anthropic organisation than the workspace's keys, or than"
+        " the last one that it had."
         " If that is meant, set allow_different_organization.",
         reason="DIFFERENT_ORGANIZATION",
         metadata={

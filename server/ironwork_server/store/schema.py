@@ -72,6 +72,14 @@ pepper = sa.Table(
     sa.CheckConstraint("id = 1", name="single"),
 )
 
+# The organisation of each workspace's last key that named one; it stays when the keys go.
+organizations = sa.Table(
+    "organizations",
+    metadata,
+    sa.Column("workspace", sa.Text, primary_key=True),
+    sa.Column("organization_id", sa.Text, nullable=False),
+)
+
 # `sequence`: the last number given out. `deleted`: how many rows were destroyed; `erased`: up to
 # which of them the files hold no trace (SQLite; see erasure.py).
 counters = sa.Table(

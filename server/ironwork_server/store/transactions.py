@@ -28,7 +28,7 @@ from ironwork_server.store.rows import (
     stored_replay,
     wrapped_row,
 )
-from ironwork_server.store.schema import counters, keys, meta, pepper, replays
+from ironwork_server.store.schema import counters, keys, meta, organizations, pepper, replays
 
 REPLAYS_KEPT = timedelta(days=7)
 # Each write keeps one replay at most, so any number above one holds the table's size down.
@@ -155,6 +155,8 @@ def add(
     if key.organization_id and not allow_different_organization:
         _refuse_other_organization(connection, key)
     connection.execute(sa.insert(keys), key_row(key))
+    if key.organization_id:
+        _remember_organization(connection, key)
     if replay is not None:
         connection.execute(sa.insert(replays), replay_row(replay))
     _purge_replays(connection, now)
@@ -273,9 +275,23 @@ def _refuse_other_organization(connection: sa.Connection, key: StoredKey) -> Non
         .where(keys.c.workspace == key.workspace, keys.c.organization_id != "")
         .distinct()
     ).scalars()
-    held = frozenset(named)
+    held = frozenset(named) or _remembered(connection, key.workspace)
     if held and key.organization_id not in held:
         raise OrganizationDiffers(held)
+
+
+def _remembered(connection: sa.Connection, workspace: str) -> frozenset[str]:
+    """What the workspace's keys were of when it still had some: none or one."""
+    of_workspace = organizations.c.workspace == workspace
+    found = connection.execute(sa.select(organizations.c.organization_id).where(of_workspace))
+    return frozenset(found.scalars())
+
+
+def _remember_organization(connection: sa.Connection, key: StoredKey) -> None:
+    values = {"organization_id": key.organization_id}
+    of_workspace = organizations.c.workspace == key.workspace
+    if not connection.execute(sa.update(organizations).where(of_workspace).values(values)).rowcount:
+        connection.execute(sa.insert(organizations), values | {"workspace": key.workspace})
 
 
 def _purge_replays(connection: sa.Connection, now: datetime) -> None:

@@ -238,3 +238,26 @@ async def test_a_new_key_bears_the_time_of_its_sealing(custody: Custody) -> None
     added = await add(custody)
     assert before <= added.created_at <= datetime.now(UTC) + timedelta(seconds=1)
     assert added.created_at == added.validated_at
+
+
+async def test_deleting_all_keys_first_does_not_hide_a_change_of_organisation(
+    custody: Custody,
+) -> None:
+    """A workspace that was emptied keeps its organisation: a key of another is refused, and where
+    it is said explicitly, the change is an event of its own.
+    """
+    added = await add(custody)
+    async with custody.admit(Action.DELETE_KEY) as permit:
+        await custody.deleter.delete(
+            permit, added.name.rpartition("/")[2], cancel_in_flight=False, request_id=""
+        )
+    assert await custody.store.current(WORKSPACE) is None
+    custody.anthropic.validation = Validation(Verdict.VALID, OTHER_ORGANIZATION)
+    with pytest.raises(PreconditionFailed) as refused:
+        await add(custody, OTHER_KEY)
+    assert refused.value.reason == "DIFFERENT_ORGANIZATION"
+    assert refused.value.metadata["workspace_organizations"] == ORGANIZATION
+    await add(custody, OTHER_KEY, allow_different_organization=True)
+    (changed,) = [e for e in custody.entries() if e.event.operation == "organization.changed"]
+    assert ORGANIZATION in changed.text
+    assert OTHER_ORGANIZATION in changed.text

@@ -40,6 +40,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.url = self.stores.new()
         self.store = self.stores.open(self.url)
         self.rows: dict[str, StoredKey] = {}
+        self.remembered: dict[str, str] = {}
         self.replays: dict[tuple[str, str, str], Replay] = {}
         self.all: list[StoredKey] = []
         self.sequence = 0
@@ -64,6 +65,7 @@ class StoreMachine(RuleBasedStateMachine):
         if len(rows) >= MAX_KEYS:
             return TooManyKeys
         held = {row.organization_id for row in rows} - {""}
+        held = held or ({self.remembered.get(key.workspace, "")} - {""})
         if held and key.organization_id and not allow and key.organization_id not in held:
             return OrganizationDiffers
         return None
@@ -103,6 +105,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert got == expected
         if expected is None:
             self.rows[key.key_id] = key
+            if organization:
+                self.remembered[workspace] = organization
             self.all.append(key)
             if kept:
                 self.replays[workspace, "AddKey", kept.request_id] = kept
