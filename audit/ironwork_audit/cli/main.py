@@ -11,11 +11,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ironwork_audit.cli.options import WrongUsage
 from ironwork_audit.source import Unreadable
 from ironwork_audit.tlog.note import BadNote
 
 _COMMANDS: Final[Mapping[str, str]] = {
     "verify": "ironwork_audit.cli.verify",
+    "prove": "ironwork_audit.cli.prove",
+    "export": "ironwork_audit.cli.export",
+    "tail": "ironwork_audit.cli.tail",
 }
 # What the extra `cli` installs.
 _EXTRA: Final = frozenset({"cryptography", "jinja2", "rich"})
@@ -33,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name not in _EXTRA:
             raise
         return _fail(f"{error.name} is missing: pip install 'ironwork-audit[cli]'")
-    except (Unreadable, BadNote) as error:
+    except (Unreadable, BadNote, WrongUsage) as error:
         return _fail(str(error))
     except BrokenPipeError:
         # Whoever read our output has seen enough. What is left in the buffer goes nowhere, else

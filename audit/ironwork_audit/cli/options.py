@@ -6,10 +6,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
+from ironwork_audit.ocsf import MAX_ENTRY_BYTES
 from ironwork_audit.source import Source, Unreadable, open_source
 from ironwork_audit.tlog.note import MAX_NOTE_BYTES, BadNote, KeyType, VerifierKey
 
 _MAX_KEY_BYTES: Final = 4096
+
+
+class WrongUsage(Exception):
+    """Arguments that do not go together. The text says what does."""
 
 
 def add_log(parser: argparse.ArgumentParser) -> None:
@@ -84,3 +89,8 @@ def read_file(path: Path, limit: int = MAX_NOTE_BYTES) -> bytes:
     if len(data) > limit:
         raise Unreadable(f"{path}: longer than {limit} bytes")
     return data
+
+
+def read_entry(path: Path) -> bytes:
+    """An entry's exact bytes; a line feed that an editor or a shell added is not part of them."""
+    return read_file(path, MAX_ENTRY_BYTES + 1).removesuffix(b"\n")
