@@ -6,6 +6,7 @@ _PARTS = (
     "softhsm",
     "signing",
     "aws",
+    "gcp",
     "pki",
     "simulator",
     "migrated",

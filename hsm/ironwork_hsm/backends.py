@@ -30,8 +30,21 @@ async def _open_aws(uri: str, *, allow_missing: bool, options: BackendOptions) -
     return await open_aws_kms(uri, allow_missing=allow_missing, options=options)
 
 
+async def _open_gcp(uri: str, *, allow_missing: bool, options: BackendOptions) -> KeyWrapper:
+    try:
+        from ironwork_hsm.gcp import open_gcp_kms
+    except ImportError:
+        raise ConfigurationError(
+            "Google Cloud KMS needs google-cloud-kms: install ironwork-hsm[gcp]."
+        ) from None
+
+    return await open_gcp_kms(uri, allow_missing=allow_missing, options=options)
+
+
 # A further backend is one line here.
-_OPENERS: Mapping[str, Opener] = MappingProxyType({"pkcs11": _open_pkcs11, "awskms": _open_aws})
+_OPENERS: Mapping[str, Opener] = MappingProxyType(
+    {"pkcs11": _open_pkcs11, "awskms": _open_aws, "gcpkms": _open_gcp}
+)
 
 
 async def open_backend(

@@ -15,6 +15,7 @@ class StartupError(Exception):
 _REFUSED = {
     "GRPC_TRACE": "it makes gRPC print messages, and with them keys",
     "GRPC_SSL_CIPHER_SUITES": "it makes gRPC agree on other ciphers than its own, weak ones too",
+    "GOOGLE_SDK_PYTHON_LOGGING_SCOPE": "it makes Google's libraries print data keys",
     "SSLKEYLOGFILE": "it makes TLS write its session keys",
     "PYTHONASYNCIODEBUG": "asyncio's debug mode prints what its callbacks hold",
     "PYTHONDEVMODE": "it turns on asyncio's debug mode, which prints what callbacks hold",

@@ -19,6 +19,7 @@ from ironwork_server.app.startup import (
     "name",
     [
         "GRPC_TRACE",
+        "GOOGLE_SDK_PYTHON_LOGGING_SCOPE",
         "GRPC_SSL_CIPHER_SUITES",
         "SSLKEYLOGFILE",
         "PYTHONASYNCIODEBUG",
