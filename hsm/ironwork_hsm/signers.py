@@ -47,9 +47,31 @@ async def _create_pkcs11(
     return await create_pkcs11_signing_key(uri, algorithm=algorithm, options=options)
 
 
+async def _open_gcp(uri: str, *, allow_missing: bool, options: BackendOptions) -> Signer:
+    try:
+        from ironwork_hsm.gcp.signer import open_gcp_signer
+    except ImportError:
+        raise ConfigurationError(
+            "Google Cloud KMS needs google-cloud-kms: install ironwork-hsm[gcp]."
+        ) from None
+
+    return await open_gcp_signer(uri, allow_missing=allow_missing, options=options)
+
+
+async def _create_elsewhere(
+    uri: str, *, algorithm: SignatureAlgorithm | None, options: BackendOptions
+) -> Signer:
+    raise ConfigurationError(
+        "A signing key in a cloud is its owner's to make, with the cloud's own tools."
+    )
+
+
 # A further kind of signer is one line here.
 _SCHEMES: Mapping[str, _Scheme] = MappingProxyType(
-    {"pkcs11": _Scheme(_open_pkcs11, _create_pkcs11)}
+    {
+        "pkcs11": _Scheme(_open_pkcs11, _create_pkcs11),
+        "gcpkms": _Scheme(_open_gcp, _create_elsewhere),
+    }
 )
 
 

@@ -9,8 +9,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
+from fixtures.gcp import serving
 from fixtures.signing import LABEL, verify
 from fixtures.softhsm import MakeToken
 from ironwork_hsm import BackendOptions, SignatureAlgorithm, Signer, Unavailable
@@ -38,9 +40,22 @@ def softhsm_signer(algorithm: SignatureAlgorithm) -> Open:
     return opened
 
 
+def gcp_signer(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> Open:
+    @asynccontextmanager
+    async def opened(_: pytest.FixtureRequest) -> AsyncIterator[Signer]:
+        async with serving() as kms:
+            kms.signing = key
+            async with kms.opened_signer() as signer:
+                yield signer
+
+    return opened
+
+
 SIGNERS: dict[str, Open] = {
     "pkcs11-softhsm-ed25519": softhsm_signer(SignatureAlgorithm.ED25519),
     "pkcs11-softhsm-ecdsa": softhsm_signer(SignatureAlgorithm.ECDSA_P256),
+    "gcpkms-ed25519": gcp_signer(ed25519.Ed25519PrivateKey.generate()),
+    "gcpkms-ecdsa": gcp_signer(ec.generate_private_key(ec.SECP256R1())),
 }
 
 

@@ -10,8 +10,7 @@ pkcs11/blob.py, which Google takes as additional authenticated data.
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import grpc
 from google.cloud.kms_v1 import (
@@ -19,24 +18,20 @@ from google.cloud.kms_v1 import (
     CryptoKeyVersion,
     GetCryptoKeyRequest,
     GetCryptoKeyVersionRequest,
-    KeyManagementServiceAsyncClient,
     ListCryptoKeyVersionsRequest,
     UpdateCryptoKeyPrimaryVersionRequest,
 )
 
-from ironwork_hsm.gcp.calls import decrypt, encrypt, make_client
+from ironwork_hsm.gcp.caller import Caller, Client
+from ironwork_hsm.gcp.calls import decrypt, encrypt
 from ironwork_hsm.gcp.errors import (
     VersionUnusable,
-    is_passing,
-    is_rejection,
     rejected,
-    translate,
 )
 from ironwork_hsm.gcp.uri import MAX_VERSION, SCHEME, parse_gcp_uri, version_name, version_of
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
-    HsmError,
     KeyMissing,
     KeyVersion,
     Unavailable,
@@ -44,23 +39,18 @@ from ironwork_hsm.interface import (
 )
 from ironwork_hsm.pkcs11.blob import DATA_KEY_BYTES, associated_data
 
-Result = TypeVar("Result")
-Client = KeyManagementServiceAsyncClient
 State = CryptoKeyVersion.CryptoKeyVersionState
 
 MECHANISM = "gcp-kms"
 # With a key in an HSM, Google takes 8 KiB of plaintext and associated data together.
 MAX_CONTEXT_BYTES = 5000
 MAX_CIPHERTEXT_BYTES = 6144
-ATTEMPTS = 3
 MAX_VERSIONS = 1024
 
-_CLOSED = "The Google Cloud KMS backend is closed."
 _LAYOUT = b"\x01"
 _CANARY = bytes(range(DATA_KEY_BYTES))
 _CANARY_CONTEXT = b"ironwork-canary-v1"
-# Seconds before another attempt, and between two looks at a version that is being generated.
-_PAUSE_S = 0.1
+# Seconds between two looks at a version that is being generated.
 _LOOK_S = 0.5
 
 
@@ -73,11 +63,7 @@ class GcpKmsKeyWrapper:
         """channel: for tests, whose KMS is on loopback; no setting leads here."""
         self._key = key
         self._options = options
-        self._channel = channel
-        self._client: Client | None = None
-        self._closed = False
-        # Calls on their way; at most options.lanes + options.queue.
-        self._calls = 0
+        self._caller = Caller(options, channel=channel)
         # The version that wrap uses; 0 until one is known. Grows, but for one that proved unusable.
         self._current = 0
         self._unusable = 0
@@ -103,9 +89,7 @@ class GcpKmsKeyWrapper:
     async def start(self, *, allow_missing: bool) -> None:
         """Find credentials and look at the key. Closes again what it opened where it fails."""
         try:
-            self._client = await self._within(
-                self._options.slow_deadline_s, lambda: make_client(self._channel)
-            )
+            await self._caller.open()
             try:
                 await self._check(self._options.slow_deadline_s)
             except (KeyMissing, VersionUnusable):
@@ -128,7 +112,7 @@ class GcpKmsKeyWrapper:
         asked = version_name(self._key, version)
         plaintext = bytes(data_key)
         try:
-            used, ciphertext = await self._call(
+            used, ciphertext = await self._caller.call(
                 lambda client, timeout: encrypt(
                     client, asked, plaintext, associated, timeout=timeout
                 )
@@ -157,7 +141,7 @@ class GcpKmsKeyWrapper:
         data_key: bytearray | None = None
         # Told below, so that what is told carries no context.
         with contextlib.suppress(BlobRejected):
-            data_key = await self._call(
+            data_key = await self._caller.call(
                 lambda client, timeout: decrypt(
                     client, self._key, ciphertext, associated, timeout=timeout
                 ),
@@ -177,7 +161,7 @@ class GcpKmsKeyWrapper:
         """See KeyWrapper.versions: those that are enabled or disabled, not the destroyed. The
         primary version is current from now on, where it is newer. Needs roles/cloudkms.viewer.
         """
-        key = await self._call(
+        key = await self._caller.call(
             lambda client, timeout: client.get_crypto_key(
                 GetCryptoKeyRequest(name=self._key), retry=None, timeout=timeout
             )
@@ -185,7 +169,7 @@ class GcpKmsKeyWrapper:
         self._learn(version_of(self._key, key.primary.name) or 0)
         found = [
             self._described(version)
-            for version in await self._call(self._listed)
+            for version in await self._caller.call(self._listed)
             if version.state in (State.ENABLED, State.DISABLED)
         ]
         return sorted(found, key=lambda version: version.version)
@@ -201,7 +185,7 @@ class GcpKmsKeyWrapper:
         """
         slow = self._options.slow_deadline_s
         # Once: repeated after a lost answer it would make a version that nobody knows of.
-        made = await self._call(
+        made = await self._caller.call(
             lambda client, timeout: client.create_crypto_key_version(
                 CreateCryptoKeyVersionRequest(parent=self._key), retry=None, timeout=timeout
             ),
@@ -209,8 +193,8 @@ class GcpKmsKeyWrapper:
             attempts=1,
         )
         version = self._described(made)
-        await self._within(slow, lambda: self._generated(made))
-        await self._call(
+        await self._caller.within(slow, lambda: self._generated(made))
+        await self._caller.call(
             lambda client, timeout: client.update_crypto_key_primary_version(
                 UpdateCryptoKeyPrimaryVersionRequest(
                     name=self._key, crypto_key_version_id=str(version.version)
@@ -225,19 +209,16 @@ class GcpKmsKeyWrapper:
 
     async def close(self) -> None:
         """Close the channel; calls on their way get Unavailable. A second call does nothing."""
-        self._closed = True
-        client, self._client = self._client, None
-        if client is not None:
-            await client.transport.close()  # type: ignore[no-untyped-call]
+        await self._caller.close()
 
     async def _check(self, deadline_s: float) -> None:
-        used, ciphertext = await self._call(
+        used, ciphertext = await self._caller.call(
             lambda client, timeout: encrypt(
                 client, self._key, _CANARY, _CANARY_CONTEXT, timeout=timeout
             ),
             deadline_s=deadline_s,
         )
-        opened = await self._call(
+        opened = await self._caller.call(
             lambda client, timeout: decrypt(
                 client, self._key, ciphertext, _CANARY_CONTEXT, timeout=timeout
             ),
@@ -253,7 +234,7 @@ class GcpKmsKeyWrapper:
         state = made.state
         while state == State.PENDING_GENERATION:
             await asyncio.sleep(_LOOK_S)
-            looked = await self._call(
+            looked = await self._caller.call(
                 lambda client, timeout: client.get_crypto_key_version(
                     GetCryptoKeyVersionRequest(name=made.name), retry=None, timeout=timeout
                 )
@@ -287,72 +268,6 @@ class GcpKmsKeyWrapper:
             never_extractable=local,
             local=local,
         )
-
-    async def _call(
-        self,
-        function: Callable[[Client, float], Awaitable[Result]],
-        *,
-        deadline_s: float | None = None,
-        attempts: int = ATTEMPTS,
-        decrypting: bool = False,
-    ) -> Result:
-        """function with the client and seconds for one attempt; again where its failure is passing.
-
-        decrypting: INVALID_ARGUMENT means a wrong blob, once it was said twice. Raises HsmError.
-        """
-        limit = self._options.deadline_s if deadline_s is None else deadline_s
-        if self._calls >= self._options.lanes + self._options.queue:
-            raise Unavailable("Google Cloud KMS is busy: too many calls are on their way to it.")
-        self._calls += 1
-        try:
-            return await self._within(
-                limit, lambda: self._attempt(function, limit, attempts, decrypting=decrypting)
-            )
-        finally:
-            self._calls -= 1
-
-    async def _attempt(
-        self,
-        function: Callable[[Client, float], Awaitable[Result]],
-        limit: float,
-        attempts: int,
-        *,
-        decrypting: bool,
-    ) -> Result:
-        rejections = 0
-        for last in range(attempts - 1, -1, -1):
-            if self._client is None:
-                break
-            try:
-                # An attempt that hangs leaves time for another.
-                return await function(self._client, limit if attempts == 1 else limit / 2)
-            except Exception as error:
-                rejections += decrypting and is_rejection(error)
-                if rejections > 1:
-                    raise rejected() from None
-                if not last or not (is_passing(error) or rejections):
-                    raise
-            await asyncio.sleep(_PAUSE_S)
-        raise Unavailable(_CLOSED)
-
-    async def _within(self, limit: float, function: Callable[[], Awaitable[Result]]) -> Result:
-        """The seam: whatever happens becomes an HsmError, without a context."""
-        failure: HsmError
-        try:
-            async with asyncio.timeout(limit):
-                return await function()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._closed or (task is not None and task.cancelling()):
-                raise
-            # Not the caller's: closing the channel cancels the calls that are on it.
-            failure = Unavailable(_CLOSED)
-        except TimeoutError:
-            failure = Unavailable(f"Google Cloud KMS did not answer within {limit:g} s.")
-        except Exception as error:  # noqa: BLE001  the seam
-            failure = translate(error)
-        failure.__context__ = None
-        raise failure
 
     def _associated(self, version: int, context: bytes) -> bytes:
         if len(context) > MAX_CONTEXT_BYTES:

@@ -1,4 +1,4 @@
-"""Encrypt and Decrypt with every checksum, as Google asks of careful callers; and the client.
+"""Requests with every checksum, as Google asks of careful callers; and the client.
 
 https://cloud.google.com/kms/docs/data-integrity-guidelines: a checksum goes with each field that
 is sent, the answer says that it was verified, and what comes back is verified here.
@@ -12,8 +12,11 @@ import google.auth
 import google_crc32c
 import grpc
 from google.cloud.kms_v1 import (
+    AsymmetricSignRequest,
     DecryptRequest,
+    Digest,
     EncryptRequest,
+    GetPublicKeyRequest,
     KeyManagementServiceAsyncClient,
 )
 from google.cloud.kms_v1.services.key_management_service.transports import (
@@ -105,6 +108,49 @@ async def decrypt(
     if answer.plaintext_crc32c != google_crc32c.value(answer.plaintext):
         raise ChecksumMismatch
     return bytearray(answer.plaintext)
+
+
+async def sign(
+    client: KeyManagementServiceAsyncClient,
+    version: str,
+    message: bytes,
+    *,
+    hashed: bool,
+    timeout: float,
+) -> bytes:
+    """Google's signature: DER for ECDSA. hashed: message is a SHA-256. Raises ChecksumMismatch and
+    google.api_core's errors.
+    """
+    checksum = google_crc32c.value(message)
+    request = AsymmetricSignRequest(name=version)
+    if hashed:
+        request.digest = Digest(sha256=message)
+        request.digest_crc32c = checksum
+    else:
+        request.data = message
+        request.data_crc32c = checksum
+    answer = await client.asymmetric_sign(request, retry=None, timeout=timeout)
+    verified = answer.verified_digest_crc32c if hashed else answer.verified_data_crc32c
+    if (
+        not verified
+        or answer.name != version
+        or answer.signature_crc32c != google_crc32c.value(answer.signature)
+    ):
+        raise ChecksumMismatch
+    return bytes(answer.signature)
+
+
+async def public_key_pem(
+    client: KeyManagementServiceAsyncClient, version: str, *, timeout: float
+) -> bytes:
+    """The public key, PEM (RFC 7468). Raises ChecksumMismatch and google.api_core's errors."""
+    answer = await client.get_public_key(
+        GetPublicKeyRequest(name=version), retry=None, timeout=timeout
+    )
+    pem = answer.pem.encode("ascii")
+    if answer.name != version or answer.pem_crc32c != google_crc32c.value(pem):
+        raise ChecksumMismatch
+    return pem
 
 
 def _quieten() -> None:

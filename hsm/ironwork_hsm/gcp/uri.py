@@ -35,6 +35,18 @@ def parse_gcp_uri(text: str) -> str:
     return key
 
 
+def parse_gcp_signing_uri(text: str) -> str:
+    """The resource name of a signing key's version: as above, with /cryptoKeyVersions/N behind it,
+    since a log's key is one key. Raises ConfigurationError.
+    """
+    uri, slash, number = text.rpartition("/cryptoKeyVersions/")
+    if not slash or not _VERSION.fullmatch(slash + number):
+        raise ConfigurationError(
+            "The URI of a signing key in Google Cloud KMS ends with /cryptoKeyVersions/N."
+        )
+    return parse_gcp_uri(uri) + slash + number
+
+
 def version_name(key: str, version: int) -> str:
     """The resource name of one version of a key."""
     return f"{key}/cryptoKeyVersions/{version}"

@@ -22,6 +22,7 @@ from ironwork_hsm import (
     open_backend,
 )
 from ironwork_hsm.gcp import backend as backend_module
+from ironwork_hsm.gcp import caller as caller_module
 from ironwork_hsm.gcp.calls import make_client
 from ironwork_hsm.gcp.errors import translate
 from ironwork_hsm.gcp.uri import parse_gcp_uri, version_of
@@ -34,7 +35,7 @@ CODE = grpc.StatusCode
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without waiting."""
-    monkeypatch.setattr(backend_module, "_PAUSE_S", 0)
+    monkeypatch.setattr(caller_module, "_PAUSE_S", 0)
     monkeypatch.setattr(backend_module, "_LOOK_S", 0)
 
 
@@ -155,10 +156,13 @@ async def test_what_kms_sees(gcp_kms: GcpKms, caplog: pytest.LogCaptureFixture) 
     of it.
     """
     caplog.set_level(logging.DEBUG)
+    library = logging.getLogger("google.cloud.kms_v1")
+    library.setLevel(logging.NOTSET)
     async with gcp_kms.opened() as backend:
         gcp_kms.requests.clear()
         wrapped = await backend.wrap(b"k" * 32, CONTEXT)
         await backend.unwrap(wrapped, CONTEXT)
+    assert not library.isEnabledFor(logging.DEBUG)
     assert base64.b64encode(b"k" * 32).decode() not in caplog.text
     (_, encrypt), (_, decrypt) = gcp_kms.requests
     assert encrypt.name == f"{KEY}/cryptoKeyVersions/1"
