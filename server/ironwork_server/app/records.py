@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from ironwork_server.access.limits import RefusalAggregator, RefusalSummary
 from ironwork_server.core.errors import Unavailable
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, Phase
 
@@ -23,8 +24,9 @@ class ServiceRecords:
     whoever has a certificate of a trusted CA but no identity must not be able to fill the log.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, *, meter: Meter = SILENT) -> None:
         self._journal = journal
+        self._meter = meter
         self._refusals = RefusalAggregator()
         self._pending: list[RefusalSummary] = []
 
@@ -43,6 +45,7 @@ class ServiceRecords:
 
     def refused(self, reason: str) -> None:
         """A peer passed TLS and has no valid identity."""
+        self._meter.refused(reason)
         summary = self._refusals.refused(reason)
         if summary is not None and len(self._pending) < MAX_PENDING:
             self._pending.append(summary)
@@ -50,15 +53,18 @@ class ServiceRecords:
     async def policy_reloaded(self, version: str) -> None:
         """New policies are in force."""
         log.info("policy.reloaded", extra={"version": version})
+        self._meter.reloaded("policy", success=True)
         await self._write_or_log("policy.reload", success=True, policy_version=version)
 
     async def certificates_reloaded(self) -> None:
         """New certificates are in force at the next handshake."""
         log.info("tls.reloaded")
+        self._meter.reloaded("tls", success=True)
         await self._write_or_log("certificate.reload", success=True)
 
     async def reload_failed(self, component: str) -> None:
         """Files changed into something unusable; the old ones stay in force."""
+        self._meter.reloaded(component, success=False)
         operation = "policy.reload" if component == "policy" else "certificate.reload"
         await self._write_or_log(operation, success=False, reason="RELOAD_FAILED")
 

@@ -21,10 +21,14 @@ from ironwork_server.access.rules import IdentityRule
 from ironwork_server.access.tls import ServerTls, server_credentials
 from ironwork_server.access.trust import ClientTrust
 from ironwork_server.app.hsm_state import HsmState
+from ironwork_server.app.metrics import PrometheusMeter, tell_expiry
+from ironwork_server.app.metrics_listener import listening
+from ironwork_server.app.metrics_parts import MeteredJournal, MeteredStore
 from ironwork_server.app.records import FLUSH_INTERVAL_S, ServiceRecords
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError, refuse_debugging_loop
 from ironwork_server.core.errors import IronworkError, Unavailable
+from ironwork_server.core.meter import Meter
 from ironwork_server.core.names import PageTokens
 from ironwork_server.core.routes import RouteTable
 from ironwork_server.custody.add_key import KeyAdder
@@ -75,6 +79,8 @@ class Service:
     server: grpc.aio.Server
     health: HealthMonitor
     reading: TableInterceptor
+    # Where the metrics are, ADDRESS:PORT; None where they are off.
+    metrics: str | None
     drain: Drain
     drain_s: float
 
@@ -121,22 +127,26 @@ async def _start(
     freshness_s: float,
     check_tls: Callable[[ServerTls], None],
 ) -> Service:
-    journal = FileJournal.open(settings.audit.folder, settings.audit.origin)
-    stack.push_async_callback(journal.close)
-    records = ServiceRecords(journal)
+    meter = PrometheusMeter(workspaces=settings.metrics.workspaces)
+    log_file = FileJournal.open(settings.audit.folder, settings.audit.origin)
+    stack.push_async_callback(log_file.close)
+    journal = MeteredJournal(log_file, meter)
+    records = ServiceRecords(journal, meter=meter)
     await stack.enter_async_context(records.running())
     policy = await _watch_policy(stack, settings, records)
-    tls = await _watch_tls(stack, settings, records, check_tls)
+    tls = await _watch_tls(stack, settings, records, meter, check_tls)
     wrappers = [await _open_wrapper(stack, uri) for uri in settings.master_key.uris]
-    probe = MasterKeyProbe(wrappers, journal)
+    probe = MasterKeyProbe(wrappers, journal, meter=meter)
     await probe.check()
-    store = open_store(settings.store.url)
-    stack.push_async_callback(store.close)
+    opened = open_store(settings.store.url)
+    stack.push_async_callback(opened.close)
+    store = MeteredStore(opened, meter)
     hsm = HsmState(probe)
-    vault = Vault(wrappers, store, on_health=hsm.seen)
-    upstream = _upstream(settings, endpoint)
+    vault = Vault(wrappers, store, on_health=hsm.seen, meter=meter)
+    upstream = _upstream(settings, endpoint, meter)
     stack.push_async_callback(upstream.close)
-    gate = Gate(policy=lambda: policy.value, limits=Limits(_limits(settings)), journal=journal)
+    limits = Limits(_limits(settings))
+    gate = Gate(policy=lambda: policy.value, limits=limits, journal=journal, meter=meter)
     stack.push_async_callback(gate.settle)
     await _in_background(stack, _regularly(gate.write_refusals))
     uses = UseRecorder(store)
@@ -148,7 +158,7 @@ async def _start(
     peers = Peers(_mapper(settings), trust, on_refused=records.refused)
     grants = Grants(peers=peers, gate=gate, changes=EitherChange([policy, tls]))
     chain = Chain(peers=peers, gate=gate, grants=grants)
-    tokens = PageTokens(store.installation_id.encode())
+    tokens = PageTokens(opened.installation_id.encode())
     streams = StreamParts(
         peers=peers,
         gate=gate,
@@ -169,6 +179,7 @@ async def _start(
             upload_stall_s=settings.streams.upload_stall_s,
             write_stall_s=settings.streams.write_stall_s,
         ),
+        meter=meter,
     )
     keys = KeyService(
         chain=chain,
@@ -177,6 +188,7 @@ async def _start(
             vault=vault,
             validator=AnthropicKeyValidator(upstream),
             max_keys=settings.limits.max_keys,
+            meter=meter,
         ),
         lister=KeyLister(store=store, tokens=tokens),
         deleter=KeyDeleter(store=store, in_flight=in_flight, freshness_s=freshness_s),
@@ -184,18 +196,24 @@ async def _start(
     )
     audit = AuditService(
         chain=chain,
-        lister=AuditLister(reader=journal.reader(), origin=journal.origin, tokens=tokens),
+        lister=AuditLister(reader=log_file.reader(), origin=journal.origin, tokens=tokens),
     )
     health = HealthMonitor(
-        {"store": store.check, "journal": _journal_check(journal), "hsm": hsm.check},
+        {"store": store.check, "journal": _journal_check(log_file), "hsm": hsm.check},
         lost=grants.untrusted,
+        meter=meter,
     )
     await health.refresh()
     await _in_background(stack, health.run())
-    reading = TableInterceptor(peers=peers)
+    meter.watch("open", "What is under way.", "what", limits.open_counts)
+    meter.watch(
+        "upstream_connections", "Connections to Anthropic.", "state", upstream.connection_counts
+    )
+    metrics = await _show_metrics(stack, settings, meter)
+    reading = TableInterceptor(peers=peers, meter=meter)
     server, port = await _listen(settings, tls, reading, keys, audit, health)
     stack.push_async_callback(server.stop, 0)
-    return Service(port, server, health, reading, drain, settings.drain_s)
+    return Service(port, server, health, reading, metrics, drain, settings.drain_s)
 
 
 async def _listen(
@@ -260,6 +278,7 @@ async def _watch_tls(
     stack: AsyncExitStack,
     settings: Settings,
     records: ServiceRecords,
+    meter: PrometheusMeter,
     check: Callable[[ServerTls], None],
 ) -> Reloading[ServerTls]:
     files = settings.tls
@@ -267,6 +286,7 @@ async def _watch_tls(
     def load() -> ServerTls:
         loaded = ServerTls.load(files.certificate, files.private_key, files.client_ca)
         check(loaded)
+        tell_expiry(meter, loaded)
         return loaded
 
     tls = Reloading(
@@ -286,10 +306,20 @@ async def _open_wrapper(stack: AsyncExitStack, uri: str) -> KeyWrapper:
     return wrapper
 
 
-def _upstream(settings: Settings, endpoint: UpstreamEndpoint) -> HttpUpstream:
+async def _show_metrics(
+    stack: AsyncExitStack, settings: Settings, meter: PrometheusMeter
+) -> str | None:
+    if not settings.metrics.listen:
+        return None
+    address = await stack.enter_async_context(listening(settings.metrics.listen, meter.registry))
+    log.info("metrics.serving", extra={"address": address})
+    return address
+
+
+def _upstream(settings: Settings, endpoint: UpstreamEndpoint, meter: Meter) -> HttpUpstream:
     proxy = settings.upstream.connect_proxy()
     try:
-        upstream = HttpUpstream(endpoint, proxy=proxy)
+        upstream = HttpUpstream(endpoint, proxy=proxy, meter=meter)
     except ValueError as error:
         # Trust roots or credentials that cannot be loaded; the text is ours.
         raise StartupError(str(error)) from None

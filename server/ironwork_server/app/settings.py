@@ -136,6 +136,18 @@ class Memory(_Section):
     overwrite_freed: bool = True
 
 
+class Metrics(_Section):
+    """listen: '' is off. workspaces: those whose tokens are told apart."""
+
+    listen: str = ""
+    workspaces: tuple[str, ...] = Field(default=(), max_length=100)
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, listen: str) -> str:
+        return listen_address(listen) if listen else ""
+
+
 class Api(_Section):
     """Which groups of Anthropic's API agents may use; the Admin API never."""
 
@@ -196,6 +208,7 @@ class Settings(_Section):
     api: Api = Api()
     upstream: Upstream = Upstream()
     memory: Memory = Memory()
+    metrics: Metrics = Metrics()
 
     @field_validator("listen")
     @classmethod

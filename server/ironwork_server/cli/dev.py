@@ -80,23 +80,25 @@ async def _dev(
             target = f"{listen.rpartition(':')[0]}:{service.port}"
             write_profiles(state, target)
             leave_startup_to_itself()
-            (_say_json if as_json else _say)(state, target, beside)
+            (_say_json if as_json else _say)(state, target, service.metrics, beside)
             await stop.wait()
 
 
-def _say_json(state: DevState, target: str, beside: Simulator | None) -> None:
+def _say_json(state: DevState, target: str, metrics: str | None, beside: Simulator | None) -> None:
     ready = {
         "target": target,
+        "metrics": metrics,
         "profiles": str(state.folder / "profiles"),
         "simulator_keys": beside.keys if beside is not None else {},
     }
     print(json.dumps(ready), flush=True)  # noqa: T201  the answer
 
 
-def _say(state: DevState, target: str, beside: Simulator | None) -> None:
+def _say(state: DevState, target: str, metrics: str | None, beside: Simulator | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
     profiles = state.folder / "profiles"
     console.print(f"[bold green]Serving[/] on {target}. State: {state.folder}. Ctrl-C stops it.\n")
+    console.print(f"Metrics: http://{metrics}/metrics\n")
     if beside is not None:
         console.print("Keys that the Anthropic simulator knows (throw-away, in no file):")
         for name, key in beside.keys.items():

@@ -14,6 +14,7 @@ from ironwork_server.core.errors import (
     PreconditionFailed,
     Unavailable,
 )
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.names import key_name, new_key_id, parse_display_name, parse_request_id
 from ironwork_server.core.ports import (
     AlreadyAnswered,
@@ -60,12 +61,19 @@ class KeyAdder:
     """The use case AddKey."""
 
     def __init__(
-        self, *, store: KeyStore, vault: Vault, validator: KeyValidator, max_keys: int
+        self,
+        *,
+        store: KeyStore,
+        vault: Vault,
+        validator: KeyValidator,
+        max_keys: int,
+        meter: Meter = SILENT,
     ) -> None:
         self._store = store
         self._vault = vault
         self._validator = validator
         self._max_keys = max_keys
+        self._meter = meter
 
     async def add(self, permit: Permit, new: NewKey) -> MaskedKey:
         """Errors: InvalidRequest, AlreadyExists, PreconditionFailed, LimitExceeded, Unavailable.
@@ -103,6 +111,7 @@ class KeyAdder:
 
     async def _validate(self, permit: Permit, key: Secret) -> Validation:
         validation = await self._validator.validate(key)
+        self._meter.validated(validation.verdict)
         if validation.organization_id:
             permit.note(organization_id=validation.organization_id)
         refusal = _refusal(validation)

@@ -20,6 +20,7 @@ from ironwork_server.core.errors import (
     Unavailable,
     permission_denied,
 )
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import Journal, Policy
 from ironwork_server.core.values import (
     Action,
@@ -163,11 +164,19 @@ class Permit:
 class Gate:
     """Policy, limits and the record, in that order, before anything else."""
 
-    def __init__(self, *, policy: Callable[[], Policy], limits: Limits, journal: Journal) -> None:
+    def __init__(
+        self,
+        *,
+        policy: Callable[[], Policy],
+        limits: Limits,
+        journal: Journal,
+        meter: Meter = SILENT,
+    ) -> None:
         self._policy = policy
         self._limits = limits
         self._journal = journal
         self._refusals = Refusals(journal)
+        self._meter = meter
         # Done when its admission is over: a call is seen to its end also when its RPC has ended.
         self._open: set[asyncio.Future[None]] = set()
         # Outcomes still being written for calls whose task was cancelled; each ends by itself.
@@ -355,6 +364,7 @@ class Gate:
     async def _refuse(
         self, principal: Principal, action: Action, resource: Resource, claims: Claims, reason: str
     ) -> None:
+        self._meter.refused(reason)
         await self._refusals.record(
             AuditEvent(
                 phase=Phase.EVENT,

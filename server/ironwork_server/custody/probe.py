@@ -3,8 +3,10 @@
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from time import perf_counter
 
 from ironwork_hsm import HsmError, KeyWrapper
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, Phase
 from ironwork_server.custody.uninterrupted import uninterrupted
@@ -14,9 +16,12 @@ from ironwork_server.custody.vault import map_hsm_error
 class MasterKeyProbe:
     """For start-up, and for health while an HSM is failing; never on a timer while all is well."""
 
-    def __init__(self, wrappers: Sequence[KeyWrapper], journal: Journal) -> None:
+    def __init__(
+        self, wrappers: Sequence[KeyWrapper], journal: Journal, *, meter: Meter = SILENT
+    ) -> None:
         self._wrappers = wrappers
         self._journal = journal
+        self._meter = meter
 
     async def check(self) -> None:
         """Wrap and unwrap once with each master key. Errors: Unavailable, DataLoss."""
@@ -27,7 +32,7 @@ class MasterKeyProbe:
         correlation_id = str(uuid.uuid4())
         intent = _event(wrapper, correlation_id, Phase.INTENT)
         (reference,) = await uninterrupted(self._journal.append(intent))
-        success, reason = False, "INTERRUPTED"
+        success, reason, began = False, "INTERRUPTED", perf_counter()
         try:
             await wrapper.check()
             success, reason = True, ""
@@ -36,6 +41,7 @@ class MasterKeyProbe:
             reason = mapped.reason
             raise mapped from None
         finally:
+            self._meter.hsm(wrapper.name, "hsm.probe", reason or "ok", perf_counter() - began)
             # Also where health's deadline cancels it: a hanging HSM must leave no intent open.
             outcome = _event(
                 wrapper,

@@ -7,6 +7,7 @@ after, and maps ironwork_hsm's errors to the service's, here and nowhere else.
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
+from time import perf_counter
 
 from ironwork_hsm import (
     BlobRejected,
@@ -26,6 +27,7 @@ from ironwork_server.core.envelope import (
     wrap_context,
 )
 from ironwork_server.core.errors import DataLoss, IronworkError, Unavailable
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import KeyStore
 from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import Action, Phase, SealedKey, StoredKey
@@ -46,11 +48,13 @@ class Vault:
         store: KeyStore,
         *,
         on_health: Callable[[bool], None] = lambda healthy: None,
+        meter: Meter = SILENT,
     ) -> None:
         self._wrapping = wrappers[0]
         self._by_name: Mapping[str, KeyWrapper] = {wrapper.name: wrapper for wrapper in wrappers}
         self._store = store
         self._on_health = on_health
+        self._meter = meter
 
     async def seal(self, permit: Permit, key: Secret, binding: Binding) -> SealedKey:
         """Seal a key under a data key of its own, and wrap that. Errors: Unavailable."""
@@ -141,7 +145,7 @@ class Vault:
         intent = await permit.before(
             permit.event(Phase.INTENT, operation, key_id=key_id, details=details)
         )
-        success, reason = False, "INTERRUPTED"
+        success, reason, began = False, "INTERRUPTED", perf_counter()
         try:
             await checkpoint()
             yield
@@ -153,6 +157,9 @@ class Vault:
             self._on_health(not isinstance(mapped, Unavailable))
             raise mapped from None
         finally:
+            self._meter.hsm(
+                str(details["backend"]), operation, reason or "ok", perf_counter() - began
+            )
             permit.after(
                 permit.event(
                     Phase.OUTCOME,

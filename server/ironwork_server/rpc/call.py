@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 
 import grpc.aio
 
@@ -17,6 +18,7 @@ from ironwork_server.core.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from ironwork_server.core.meter import SILENT, CallFigures, Meter
 from ironwork_server.core.names import looks_like_credential
 from ironwork_server.core.ports import UpstreamResponse
 from ironwork_server.core.routes import RouteTable
@@ -47,6 +49,14 @@ _ENDINGS = {
     "DRAINED": "The server is shutting down and could not wait any longer.",
     "STREAM_AGE": "The stream has reached its greatest age.",
     "STREAM_GRAMMAR": "A message was out of turn on this stream.",
+}
+
+# The contract's words, for metrics.
+_OUTCOMES = {
+    keys_pb2.OUTCOME_COMPLETED: "completed",
+    keys_pb2.OUTCOME_REFUSED: "refused",
+    keys_pb2.OUTCOME_FAILED: "failed",
+    keys_pb2.OUTCOME_CANCELLED: "cancelled",
 }
 
 Write = Callable[[keys_pb2.WithKeyResponse], Awaitable[None]]
@@ -81,6 +91,7 @@ class Call:
         write: Write,
         on_end: Callable[[], None],
         refusal: IronworkError | None = None,
+        meter: Meter = SILENT,
     ) -> None:
         self.number = head.call
         self.upload = Upload(stall_s=upload_stall_s)
@@ -92,20 +103,31 @@ class Call:
         self._write = write
         self._on_end = on_end
         self._refusal = refusal
+        self._meter = meter
+        self._figures = CallFigures(caller.workspace, perf_counter())
         self.task = asyncio.create_task(self._run())
         self.scope = CallScope(self.task)
 
     async def _run(self) -> None:
         try:
             end = await self._perform()
+        except asyncio.CancelledError:
+            self._figures.outcome, self._figures.reason = "cancelled", "DISCONNECTED"
+            raise
         finally:
             self.upload.discard()
             self._on_end()
+            self._tell()
         try:
             await self._write(keys_pb2.WithKeyResponse(end=end))
         except (IronworkError, grpc.aio.BaseError):
             # The stream is ending, and says why itself.
             log.info("call.end_not_delivered")
+
+    def _tell(self) -> None:
+        figures = self._figures
+        figures.received_bytes = self.upload.received
+        self._meter.call(figures, perf_counter() - figures.began)
 
     async def _perform(self) -> keys_pb2.ResponseEnd:
         serving = Serving()
@@ -116,12 +138,15 @@ class Call:
         except IronworkError as error:
             end.outcome = _outcome(error, sent=serving.sent)
             end.error.CopyFrom(to_status(error))
+            self._figures.reason = error.reason
         except grpc.aio.BaseError:
             # The peer has gone in the middle of a write: there is nobody to answer.
             raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001  a seam: the stream stays usable
             end.outcome = keys_pb2.OUTCOME_FAILED
             end.error.CopyFrom(unexpected(error))
+            self._figures.reason = "INTERNAL"
+        self._figures.outcome = _OUTCOMES[end.outcome]
         end.sent_upstream = serving.sent
         if serving.key is not None:
             end.key.CopyFrom(convert.serving_key(serving.key))
@@ -179,6 +204,9 @@ class Call:
     async def _deliver(
         self, response: UpstreamResponse, permit: Permit, end: keys_pb2.ResponseEnd
     ) -> None:
+        figures = self._figures
+        figures.status = response.status
+        figures.first_byte_s = perf_counter() - figures.began
         seen = {name.lower(): value for name, value in response.headers}
         end.anthropic_request_id = _word(seen.get(b"request-id", b""))
         if end.anthropic_request_id:
@@ -198,12 +226,14 @@ class Call:
         async for data in response.chunks():
             body = keys_pb2.ResponseBody(call=self.number, data=data)
             await self._write(keys_pb2.WithKeyResponse(body=body))
+            figures.sent_bytes += len(data)
 
     def _account(self, meter: UsageMeter, permit: Permit, end: keys_pb2.ResponseEnd) -> None:
         tokens = meter.usage()
         if tokens is None:
             return
         end.usage.CopyFrom(convert.usage(tokens))
+        self._figures.usage = tokens
         permit.note(
             input_tokens=tokens.input_tokens,
             output_tokens=tokens.output_tokens,

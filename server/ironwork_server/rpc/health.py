@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ironwork_server.core.described import described
 from ironwork_server.core.errors import Cancelled, IronworkError, LimitExceeded
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.rpc import table
 from ironwork_server.rpc.context import Context
 from ironwork_server.rpc.errors import sealed
@@ -136,7 +137,9 @@ class HealthMonitor:
         *,
         interval_s: float = INTERVAL_S,
         lost: Lost = _never,
+        meter: Meter = SILENT,
     ) -> None:
+        self._meter = meter
         self.servicer = HealthServicer(lost)
         self._checks = checks
         self._interval_s = interval_s
@@ -158,6 +161,8 @@ class HealthMonitor:
         }
         for name in self.failing.keys() - failing.keys():
             log.info("health.recovered", extra={"component": name})
+        for name in self._checks:
+            self._meter.healthy(name, healthy=name not in failing)
         self.failing = failing
         self.servicer.publish(serving=not failing)
 

@@ -4,8 +4,10 @@ gRPC would read a unary request whole, up to 11 MiB, before it asks our code any
 handlers are registered in the form that reads for itself: the same on the wire.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Any, TypeAlias
 
 import grpc
@@ -14,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from ironwork_server.access.turns import Turns
 from ironwork_server.core.errors import permission_denied
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.rpc.chain import unreadable
 from ironwork_server.rpc.context import Context
 from ironwork_server.rpc.errors import abort, sealed, to_status
@@ -29,6 +32,8 @@ Behaviour = Callable[[Any, Context], Awaitable[Any]]
 MAX_FIELD_BYTES = 64 * 1024
 # A health request is a few bytes, which come with its head.
 OPEN_READING_S = 2.0
+# What metrics call a method that there is not.
+OTHER_METHODS = "other"
 
 
 class TableInterceptor(grpc.aio.ServerInterceptor):
@@ -37,7 +42,8 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
     caller in protobuf's words.
     """
 
-    def __init__(self, *, peers: Peers) -> None:
+    def __init__(self, *, peers: Peers, meter: Meter = SILENT) -> None:
+        self._meter = meter
         self._peers = peers
         self.turns = Turns()
         # Apart, since whoever has a certificate may ask for health, and must not stop the others.
@@ -51,7 +57,9 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
         """See grpc.aio.ServerInterceptor."""
         rpc = TABLE.get(handler_call_details.method)
         if rpc is None:
-            return _REFUSED
+            # Of the one shape that does not wait for a request: a caller that sends none is
+            # refused as well.
+            return grpc.stream_stream_rpc_method_handler(self._timed(OTHER_METHODS, _refuse))
         return self._reading(rpc, await continuation(handler_call_details))
 
     def _reading(self, rpc: Rpc, registered: Handler) -> Handler:
@@ -64,12 +72,26 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            act = self._received(rpc, handler.unary_unary)
+            act = self._timed(rpc.method, self._received(rpc, handler.unary_unary))
             return grpc.stream_unary_rpc_method_handler(act, **serialization)
         if handler.unary_stream:
-            act = self._received(rpc, handler.unary_stream)
+            act = self._timed(rpc.method, self._received(rpc, handler.unary_stream))
             return grpc.stream_stream_rpc_method_handler(act, **serialization)
-        return grpc.stream_stream_rpc_method_handler(handler.stream_stream, **serialization)
+        act = self._timed(rpc.method, handler.stream_stream)
+        return grpc.stream_stream_rpc_method_handler(act, **serialization)
+
+    def _timed(self, method: str, act: Behaviour) -> Any:
+        async def timed(request: Any, context: Context) -> Any:
+            began, ended = perf_counter(), ""
+            try:
+                return await act(request, context)
+            except asyncio.CancelledError:
+                ended = grpc.StatusCode.CANCELLED.name
+                raise
+            finally:
+                self._meter.rpc(method, ended or _code(context), perf_counter() - began)
+
+        return timed
 
     def _received(self, rpc: Rpc, act: Behaviour) -> Any:
         async def received(_: object, context: Context) -> Any:
@@ -127,5 +149,10 @@ async def _refuse(requests: object, context: Context) -> None:
     await abort(context, to_status(permission_denied()))
 
 
-# Of the one shape that does not wait for a request: a caller that sends none is refused as well.
-_REFUSED: Handler = grpc.stream_stream_rpc_method_handler(_refuse)
+def _code(context: Context) -> str:
+    """The name of the code that the RPC has so far; OK where none was set."""
+    code: Any = context.code()  # the number, or what was set
+    return _CODES.get(code.value[0] if isinstance(code, grpc.StatusCode) else code, "UNKNOWN")
+
+
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode} | {None: "OK"}

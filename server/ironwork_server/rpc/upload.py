@@ -25,11 +25,14 @@ class Upload:
         self._stall_s = stall_s
         self._discarding = False
         self.complete = False
+        # Bytes that were taken on, for metrics.
+        self.received = 0
 
     async def put(self, data: bytes) -> None:
         """Hand over a message, waiting for room."""
         if data and not self._discarding:
             await self._queue.put(data)
+            self.received += len(data)
 
     async def end(self) -> None:
         """The client has sent all."""

@@ -13,6 +13,7 @@ import grpc.aio
 
 from ironwork.keys.v1 import keys_pb2
 from ironwork_server.core.errors import Cancelled, InvalidRequest, Unavailable, permission_denied
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.names import parse_claim, parse_workspace
 from ironwork_server.core.routes import RouteTable
 from ironwork_server.core.values import Action, Claims, Principal, Resource
@@ -76,6 +77,7 @@ class StreamParts:
     grants: Grants
     drain: Drain
     settings: StreamSettings
+    meter: Meter = SILENT
 
 
 class WithKeyStream:
@@ -217,6 +219,7 @@ class WithKeyStream:
             write=self._write,
             on_end=self._free,
             refusal=_closing() if self._closing else None,
+            meter=parts.meter,
         )
         self._call = self._uploading = call
         self._began.set()

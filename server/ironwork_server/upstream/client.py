@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import (
     Credential,
     Injector,
@@ -42,11 +43,12 @@ class HttpUpstream:
         timeouts: UpstreamTimeouts | None = None,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
         max_preparing: int = MAX_PREPARING,
+        meter: Meter = SILENT,
     ) -> None:
         self._endpoint = endpoint
         self._timeouts = timeouts or UpstreamTimeouts()
         connector = Connector(endpoint, self._timeouts, proxy)
-        self._pool = Pool(connector, self._timeouts, max_connections)
+        self._pool = Pool(connector, self._timeouts, max_connections, meter)
         # First come, first served; one is held from the read of a key to the write.
         self._turns = asyncio.Semaphore(max_preparing)
 
@@ -56,8 +58,13 @@ class HttpUpstream:
 
     @property
     def connections(self) -> tuple[int, int]:
-        """In use and idle; for metrics."""
+        """In use and idle."""
         return self._pool.counts
+
+    def connection_counts(self) -> dict[str, int]:
+        """The same by name, for metrics."""
+        used, idle = self._pool.counts
+        return {"used": used, "idle": idle}
 
     def send(
         self,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.upstream import faults
 from ironwork_server.upstream.channel import Channel
 from ironwork_server.upstream.connector import Connector
@@ -18,7 +19,11 @@ class Pool:
     """
 
     def __init__(
-        self, connector: Connector, timeouts: UpstreamTimeouts, max_connections: int
+        self,
+        connector: Connector,
+        timeouts: UpstreamTimeouts,
+        max_connections: int,
+        meter: Meter = SILENT,
     ) -> None:
         if max_connections < 1:
             raise ValueError("upstream connections: give a number of at least 1")
@@ -32,6 +37,7 @@ class Pool:
         # Newest last: the one that was used last is used first, so that the others can age.
         self._idle: dict[Channel, asyncio.TimerHandle] = {}
         self._closed = False
+        self._meter = meter
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -42,11 +48,13 @@ class Pool:
         """A connection that is open and quiet. Raises Unavailable."""
         await self._take_slot()
         try:
-            channel = self._pop_idle() or await self._connect()
+            idle = self._pop_idle()
+            channel = idle or await self._connect()
         except BaseException:
             self._slots.release()
             raise
         self._used.add(channel)
+        self._meter.connected(reused=idle is not None)
         return channel
 
     def release(self, channel: Channel, *, reusable: bool) -> None:

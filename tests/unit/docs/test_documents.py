@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ironwork_server.app.metrics import PrometheusMeter
 from ironwork_server.app.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -89,7 +91,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 def shown(value: Any) -> str:
     """A default as the table shows it."""
     if isinstance(value, tuple):
-        return ", ".join(f"`{item}`" for item in value)
+        return ", ".join(f"`{item}`" for item in value) or "none"
     if isinstance(value, bool):
         return f"`{value}`".lower()
     return f"{value:g}" if isinstance(value, int | float) else f"`{value}`"
@@ -135,6 +137,28 @@ def test_every_reason_is_explained() -> None:
     found = reasons()
     assert {"NO_KEY", "UPSTREAM_DNS", "LIMIT_KEYS", "SPIFFE_ID_MISSING"} <= found
     assert found <= told, found - told
+
+
+def test_every_metric_is_explained() -> None:
+    """The table of metrics has the names and labels of the registry, and no others."""
+    meter = PrometheusMeter()
+    # Those that are asked at each scrape are named where the service is put together.
+    for node in ast.walk(ast.parse((SERVER / "app" / "service.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "watch":
+            name, _, label = list(literals(node))[:3]
+            meter.watch(name, "", label, dict)
+    ours = {
+        (f"{name}_total" if kind == "counter" else f"{name}_info" if kind == "info" else name): set(
+            metric._labelnames
+        )
+        for metric in meter.registry._collector_to_names
+        if isinstance(metric, MetricWrapperBase)
+        for name, kind in [(metric._name, metric._type)]
+    }
+    ours["ironwork_build_info"] = {"version", "python", "grpc"}
+    section = page("operations.md").split("\n## Metrics\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(ironwork_\w+)` \| ([^|]*)\|", section, re.MULTILINE)
+    assert {name: set(re.findall(r"\w+", labels)) for name, labels in rows} == ours
 
 
 def log_events() -> set[str]:

@@ -104,6 +104,7 @@ def settings_of(state: DevState, *, listen: str, log_level: str) -> Settings:
             "master_key": {"uris": [state.token.uri]},
             "store": {"url": state.store_url},
             "audit": {"folder": state.folder / "audit", "origin": ORIGIN},
+            "metrics": {"listen": "127.0.0.1:0", "workspaces": [WORKSPACE]},
         }
     )
 
