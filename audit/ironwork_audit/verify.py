@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Final
 
-from ironwork_audit.source import NotThere, Source, Unreadable, read_checkpoint, read_tile
+from ironwork_audit.source import (
+    FolderSource,
+    NotThere,
+    Source,
+    Unreadable,
+    read_checkpoint,
+    read_tile,
+)
 from ironwork_audit.tlog.checkpoint import Checkpoint
 from ironwork_audit.tlog.note import BadNote, VerifierKey
 from ironwork_audit.tlog.signed import Cosignature, SignatureRefused, open_checkpoint
@@ -21,6 +28,7 @@ from ironwork_audit.tlog.tiles import TILE_HEIGHT, BadTile, TileReader
 from ironwork_audit.tlog.tree import Frontier, frontier_of
 from ironwork_audit.verify_chunk import CHUNK_ENTRIES, Chunk, Finding, Found, Links, check_chunk
 from ironwork_audit.verify_levels import Levels
+from ironwork_audit.verify_unsigned import check_unsigned
 
 # A chunk's result takes minutes only on a machine that is stuck.
 _CHUNK_DEADLINE_S: Final = 600.0
@@ -32,7 +40,8 @@ Progress = Callable[[int, int], None]
 class Verdict:
     """The result. finding: None where all is well. checkpoint: None where none could be opened.
     unfinished: intents without an outcome. times: milliseconds since 1970, of the first and the
-    last entry. since: size of the older checkpoint that the log has grown from.
+    last entry. since: size of the older checkpoint that the log has grown from. unsigned: entries
+    that the log's folder holds after the checkpoint's.
     """
 
     finding: Finding | None
@@ -41,6 +50,7 @@ class Verdict:
     unfinished: int = 0
     times: tuple[int, int] | None = None
     since: int | None = None
+    unsigned: int = 0
 
 
 def verify(
@@ -74,6 +84,9 @@ def verify(
         scan.finish()
         if old is not None:
             _check_grown(source, checkpoint, old)
+        unsigned = 0
+        if isinstance(source, FolderSource):
+            unsigned = check_unsigned(source, checkpoint.origin, checkpoint.size, scan.links)
     except Found as found:
         return replace(verdict, finding=found.finding)
     return replace(
@@ -81,6 +94,7 @@ def verify(
         unfinished=len(scan.links.open),
         times=scan.times,
         since=None if old is None else old.size,
+        unsigned=unsigned,
     )
 
 

@@ -60,6 +60,7 @@ def _document(verdict: Verdict, origin: str) -> dict[str, object]:
     times = verdict.times or (None, None)
     return document | {
         "unfinished": verdict.unfinished,
+        "unsigned": verdict.unsigned,
         "first_time_ms": times[0],
         "last_time_ms": times[1],
         "since_size": verdict.since,
@@ -88,6 +89,9 @@ def _show_good(verdict: Verdict, checkpoint: Checkpoint) -> None:
         show.line(out, "", "", f"grown from the older checkpoint's {verdict.since:,} entries")
     if verdict.unfinished:
         text = f"{verdict.unfinished:,} calls without an outcome: under way, or cut off by an end"
+        show.line(out, "note", "yellow", text)
+    if verdict.unsigned:
+        text = f"{verdict.unsigned:,} entries after it are durable and not yet signed"
         show.line(out, "note", "yellow", text)
     for item in verdict.cosignatures:
         time = show.shown_time(item.timestamp * 1000)

@@ -69,6 +69,7 @@ def test_as_json(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "origin": ORIGIN,
         "size": 301,
         "unfinished": 0,
+        "unsigned": 0,
         "first_time_ms": 1795435200000,
         "last_time_ms": 1795435200300,
         "since_size": None,
