@@ -1,4 +1,4 @@
-"""The Google Cloud KMS backend: a KeyWrapper and KeyCreator over one symmetric CryptoKey.
+"""The Google Cloud KMS backend, over one symmetric CryptoKey.
 
 Our versions are Google's (cryptoKeyVersions/N). Wrapping names the version, so that it can be
 bound into the blob; Decrypt takes the key's name alone and finds the version in the ciphertext.
@@ -16,6 +16,7 @@ import grpc
 from google.cloud.kms_v1 import (
     CreateCryptoKeyVersionRequest,
     CryptoKeyVersion,
+    DestroyCryptoKeyVersionRequest,
     GetCryptoKeyRequest,
     GetCryptoKeyVersionRequest,
     ListCryptoKeyVersionsRequest,
@@ -32,6 +33,7 @@ from ironwork_hsm.gcp.uri import MAX_VERSION, SCHEME, parse_gcp_uri, version_nam
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
+    ConfigurationError,
     KeyMissing,
     KeyVersion,
     Unavailable,
@@ -55,7 +57,9 @@ _LOOK_S = 0.5
 
 
 class GcpKmsKeyWrapper:
-    """Implements KeyWrapper and KeyCreator. Made by open_gcp_kms, for the loop it was made on."""
+    """Implements KeyWrapper, KeyCreator and VersionDestroyer. Made by open_gcp_kms, for the loop
+    it was made on.
+    """
 
     def __init__(
         self, key: str, options: BackendOptions, *, channel: grpc.aio.Channel | None = None
@@ -206,6 +210,26 @@ class GcpKmsKeyWrapper:
         )
         self._learn(version.version)
         return version
+
+    async def destroy_version(self, version: int, *, admin_pin_source: str) -> None:
+        """See VersionDestroyer.destroy_version. The version opens nothing from now on; Google
+        destroys its material after the key's own delay (30 days by default), until when an
+        administrator there may restore it. Needs cloudkms.cryptoKeyVersions.destroy.
+        """
+        if admin_pin_source:
+            raise ConfigurationError("Google Cloud KMS has roles and no PIN; leave it out.")
+        if version == self._current:
+            raise ConfigurationError("The current version cannot be destroyed; rotate first.")
+        if not 1 <= version <= MAX_VERSION:
+            raise KeyMissing("The master key cannot have such a version.")
+        destroyed = version_name(self._key, version)
+        await self._caller.call(
+            lambda client, timeout: client.destroy_crypto_key_version(
+                DestroyCryptoKeyVersionRequest(name=destroyed), retry=None, timeout=timeout
+            ),
+            deadline_s=self._options.slow_deadline_s,
+            attempts=1,
+        )
 
     async def close(self) -> None:
         """Close the channel; calls on their way get Unavailable. A second call does nothing."""

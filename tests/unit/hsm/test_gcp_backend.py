@@ -19,6 +19,7 @@ from ironwork_hsm import (
     HsmError,
     KeyMissing,
     Unavailable,
+    VersionDestroyer,
     open_backend,
 )
 from ironwork_hsm.gcp import backend as backend_module
@@ -348,6 +349,33 @@ async def test_a_creation_is_never_repeated(gcp_kms: GcpKms) -> None:
             await backend.create_version()
         assert gcp_kms.methods() == ["CreateCryptoKeyVersion"]
         assert backend.current_version == 1
+
+
+async def test_a_destroyed_version_opens_nothing(gcp_kms: GcpKms) -> None:
+    """An older version can be destroyed: it opens nothing and is listed no more."""
+    async with gcp_kms.opened() as backend:
+        assert isinstance(backend, VersionDestroyer)
+        wrapped = await backend.wrap(bytes(32), CONTEXT)
+        await backend.create_version()
+        await backend.destroy_version(1, admin_pin_source="")
+        with pytest.raises(Unavailable, match="disabled or destroyed"):
+            await backend.unwrap(wrapped, CONTEXT)
+        assert [version.version for version in await backend.versions()] == [2]
+
+
+async def test_what_is_not_destroyed(gcp_kms: GcpKms) -> None:
+    """The current version is kept, a PIN has no place here, and a version that is not there is
+    KeyMissing.
+    """
+    async with gcp_kms.opened() as backend:
+        with pytest.raises(ConfigurationError, match="rotate first"):
+            await backend.destroy_version(1, admin_pin_source="")
+        with pytest.raises(ConfigurationError, match="no PIN"):
+            await backend.destroy_version(2, admin_pin_source="file:/pin")
+        for version in (0, 2, 2**32):
+            with pytest.raises(KeyMissing):
+                await backend.destroy_version(version, admin_pin_source="")
+        await backend.check()
 
 
 async def test_check_finds_a_kms_that_errs(gcp_kms: GcpKms) -> None:
