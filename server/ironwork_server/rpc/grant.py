@@ -124,9 +124,11 @@ class Hold:
             raise refusal(self._reason) from None
 
     def _end(self, lost: "asyncio.Task[str]") -> None:
-        if self._task is not None and not lost.cancelled() and lost.exception() is None:
-            self._reason = lost.result()
-            self._task.cancel()
+        if self._task is None or lost.cancelled():
+            return
+        # A watcher that breaks sees no revocation any more: then nothing goes on.
+        self._reason = lost.result() if lost.exception() is None else REVOKED
+        self._task.cancel()
 
 
 def refusal(reason: str) -> IronworkError:
