@@ -147,8 +147,8 @@ async def test_a_cancelled_write_happens_whole_or_not(stores: SqliteStores, url:
 
 
 async def test_a_write_that_failed_wrote_nothing(stores: SqliteStores, url: str) -> None:
-    """A write that fails before its commit is an Unavailable that quotes nothing, leaves nothing,
-    and the store works once the fault is gone.
+    """A write in which the device fails before its commit is undecided, quotes nothing and leaves
+    nothing, the store says so when asked, and works once the fault is gone.
     """
     faults = Faults()
     store = stores.open_faulty(url, faults)
@@ -165,7 +165,7 @@ async def test_a_write_that_failed_wrote_nothing(stores: SqliteStores, url: str)
     ):
         with pytest.raises(Unavailable) as failed:
             await failing
-        assert failed.value.reason == "STORE_UNAVAILABLE"
+        assert failed.value.reason == "STORE_UNDECIDED"
         assert "canary" not in repr(failed.value)
         assert failed.value.__suppress_context__
     for reader in (store, stores.open(url)):
@@ -173,8 +173,9 @@ async def test_a_write_that_failed_wrote_nothing(stores: SqliteStores, url: str)
         assert await reader.find_replay("acme", "AddKey", "r1") is None
         assert await reader.pepper() is None
     faults.before = False
+    assert await store.settled("acme", key.key_id)
     assert await store.current("acme") == key
-    assert (await added(store)).sequence == key.sequence + 1
+    assert (await added(store)).sequence > key.sequence
 
 
 async def test_a_write_that_failed_after_its_commit_shows(stores: SqliteStores, url: str) -> None:
@@ -186,18 +187,22 @@ async def test_a_write_that_failed_after_its_commit_shows(stores: SqliteStores, 
     old = await added(store)
     key, kept = stored_key(sequence=await store.next_sequence()), replay("r1")
     faults.after = True
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable) as failed:
         await store.add(key, **plain_add(replay=kept))
+    assert failed.value.reason == "STORE_UNDECIDED"
     faults.after = False
+    assert await store.settled("acme", key.key_id)
     for reader in (store, stores.open(url)):
         assert await reader.current("acme") == key
     with pytest.raises(AlreadyAnswered) as answered:
         await store.add(key, **plain_add(replay=kept))
     assert answered.value.replay == kept
     faults.after = True
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable) as failed:
         await store.delete("acme", key.key_id, replay=lambda _: replay("d", method="DeleteKey"))
+    assert failed.value.reason == "STORE_UNDECIDED"
     faults.after = False
+    assert not await store.settled("acme", key.key_id)
     for reader in (store, stores.open(url)):
         assert await reader.current("acme") == old
     with pytest.raises(AlreadyAnswered):

@@ -104,6 +104,9 @@ class MeteredStore:
     async def record_uses(self, uses: Mapping[tuple[str, str], datetime]) -> None:
         await self._told("record_uses", self._store.record_uses(uses))
 
+    async def settled(self, workspace: str, key_id: str) -> bool:
+        return await self._told("settled", self._store.settled(workspace, key_id))
+
     async def find_replay(self, workspace: str, method: str, request_id: str) -> Replay | None:
         return await self._told(
             "find_replay", self._store.find_replay(workspace, method, request_id)

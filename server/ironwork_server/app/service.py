@@ -39,6 +39,7 @@ from ironwork_server.custody.last_used import UseRecorder
 from ironwork_server.custody.list_keys import KeyLister
 from ironwork_server.custody.probe import MasterKeyProbe
 from ironwork_server.custody.read_audit import AuditLister
+from ironwork_server.custody.settle import Settler
 from ironwork_server.custody.use_key import KeyUser
 from ironwork_server.custody.vault import Vault
 from ironwork_server.journal import FileJournal, JournalError
@@ -145,8 +146,16 @@ async def _start(
     vault = Vault(wrappers, store, on_health=hsm.seen, meter=meter)
     upstream = _upstream(settings, endpoint, meter)
     stack.push_async_callback(upstream.close)
+    settler = Settler(store=store, journal=journal, reader=log_file.reader())
+    await _in_background(stack, settler.run())
     limits = Limits(_limits(settings))
-    gate = Gate(policy=lambda: policy.value, limits=limits, journal=journal, meter=meter)
+    gate = Gate(
+        policy=lambda: policy.value,
+        limits=limits,
+        journal=journal,
+        meter=meter,
+        on_undecided=settler.undecided,
+    )
     stack.push_async_callback(gate.settle)
     await _in_background(stack, _regularly(gate.write_refusals))
     uses = UseRecorder(store)

@@ -108,6 +108,11 @@ class KeyStore(Protocol):
     async def record_uses(self, uses: Mapping[tuple[str, str], datetime]) -> None:
         """(workspace, key_id) → last use. Never moves one back; missing rows are ignored."""
 
+    async def settled(self, workspace: str, key_id: str) -> bool:
+        """Whether the row is there, once every write that began before this has ended, and as
+        durably as if this were one; for writes that raised STORE_UNDECIDED.
+        """
+
     async def find_replay(self, workspace: str, method: str, request_id: str) -> Replay | None: ...
 
     async def pepper(self) -> WrappedKey | None:

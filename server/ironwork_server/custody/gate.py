@@ -33,6 +33,7 @@ from ironwork_server.core.values import (
 )
 from ironwork_server.custody.refusals import Refusals
 from ironwork_server.custody.uninterrupted import checkpoint, uninterrupted
+from ironwork_server.store import REASON_UNDECIDED
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +142,8 @@ class Permit:
             raise Unavailable("Too many records for one call.", reason="AUDIT_UNAVAILABLE")
         self._pending.append(asyncio.ensure_future(self._journal.append(event)))
 
-    async def close(self, *, success: bool, reason: str) -> None:
-        """Record the outcome and end the Permit; the Gate's to call."""
+    async def close(self, *, success: bool, reason: str) -> AuditEvent:
+        """Record the outcome and end the Permit; the Gate's to call. Returns the outcome."""
         self._open = False
         outcome = self.event(
             Phase.OUTCOME,
@@ -159,6 +160,7 @@ class Permit:
             raise Unavailable(
                 "The audit log cannot record this call's outcome.", reason="AUDIT_UNAVAILABLE"
             )
+        return outcome
 
 
 class Gate:
@@ -171,7 +173,10 @@ class Gate:
         limits: Limits,
         journal: Journal,
         meter: Meter = SILENT,
+        on_undecided: Callable[[AuditEvent], None] = lambda outcome: None,
     ) -> None:
+        """on_undecided: told of an outcome on record that says STORE_UNDECIDED."""
+        self._on_undecided = on_undecided
         self._policy = policy
         self._limits = limits
         self._journal = journal
@@ -180,7 +185,7 @@ class Gate:
         # Done when its admission is over: a call is seen to its end also when its RPC has ended.
         self._open: set[asyncio.Future[None]] = set()
         # Outcomes still being written for calls whose task was cancelled; each ends by itself.
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[AuditEvent]] = set()
 
     async def check(
         self, principal: Principal, action: Action, resource: Resource, claims: Claims
@@ -335,10 +340,14 @@ class Gate:
         closing.add_done_callback(self._closed)
         await asyncio.shield(closing)
 
-    def _closed(self, closing: asyncio.Task[None]) -> None:
+    def _closed(self, closing: asyncio.Task[AuditEvent]) -> None:
         self._closing.discard(closing)
-        if not closing.cancelled() and closing.exception() is not None:
+        if closing.cancelled():
+            return
+        if closing.exception() is not None:
             log.error("audit.outcome_lost")
+        elif closing.result().reason == REASON_UNDECIDED:
+            self._on_undecided(closing.result())
 
     async def settle(self) -> None:
         """Wait until every call is over, its outcome written and refusals, too; for shutdown, when

@@ -1,6 +1,7 @@
 """Where sealed keys are kept: SQLite behind core.ports.KeyStore. See docs/adr/0004."""
 
 from ironwork_server.store.errors import (
+    REASON_UNDECIDED,
     StoreBusy,
     StoreConflict,
     StoreCorrupt,
@@ -10,6 +11,7 @@ from ironwork_server.store.errors import (
     StoreReadOnly,
     StoreRefused,
     StoreUnavailable,
+    StoreUndecided,
     TraceRemains,
 )
 from ironwork_server.store.interface import DEV, Store
@@ -19,6 +21,7 @@ from ironwork_server.store.urls import sqlite_path
 
 __all__ = [
     "DEV",
+    "REASON_UNDECIDED",
     "Deadlines",
     "MigrationStatus",
     "Store",
@@ -31,6 +34,7 @@ __all__ = [
     "StoreReadOnly",
     "StoreRefused",
     "StoreUnavailable",
+    "StoreUndecided",
     "TraceRemains",
     "mark",
     "marker",

@@ -1,11 +1,12 @@
 """What can be wrong with a store, and the one seam that turns the libraries' errors into it.
 
-core.errors.Unavailable, reason STORE_UNAVAILABLE
+core.errors.Unavailable, reason STORE_UNAVAILABLE (StoreUndecided: STORE_UNDECIDED)
 ├── StoreBusy        another process holds the lock, or the deadline has passed
 ├── StoreFull        the disk, or the database's own bound, is full
 ├── StoreReadOnly    the file or its folder cannot be written
 ├── StoreMissing     the file was deleted, moved or replaced, or cannot be opened
 ├── StoreFailed      the device or the driver reported anything else
+├── StoreUndecided   a write that had begun did not end in time, or the device failed in it
 └── TraceRemains     a row is deleted, but its bytes are not yet out of the store's files
 core.errors.DataLoss, reason STORE_CORRUPT
 └── StoreCorrupt     what is in the file is no database, or a damaged one
@@ -33,6 +34,7 @@ from ironwork_server.core.errors import (
 )
 
 REASON_UNAVAILABLE = "STORE_UNAVAILABLE"
+REASON_UNDECIDED = "STORE_UNDECIDED"
 REASON_CORRUPT = "STORE_CORRUPT"
 
 
@@ -40,9 +42,10 @@ class StoreUnavailable(Unavailable):
     """Base of the store's errors that are worth another try; text says what to mend."""
 
     text = "The key store does not answer."
+    why = REASON_UNAVAILABLE
 
     def __init__(self) -> None:
-        super().__init__(self.text, reason=REASON_UNAVAILABLE, retry_after_s=1.0)
+        super().__init__(self.text, reason=self.why, retry_after_s=1.0)
 
 
 class StoreBusy(StoreUnavailable):
@@ -63,6 +66,14 @@ class StoreMissing(StoreUnavailable):
 
 class StoreFailed(StoreUnavailable):
     text = "The key store failed: look at the health of its disk."
+
+
+class StoreUndecided(StoreUnavailable):
+    text = (
+        "The key store did not say whether the write was done. The audit log will tell; list the"
+        " keys, or repeat the call with its request_id."
+    )
+    why = REASON_UNDECIDED
 
 
 class TraceRemains(StoreUnavailable):

@@ -8,15 +8,25 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from ironwork_server.core.errors import IronworkError
-from ironwork_server.store.errors import StoreBusy, StoreCorrupt, StoreUnavailable, seam
+from ironwork_server.store.errors import (
+    StoreBusy,
+    StoreCorrupt,
+    StoreFailed,
+    StoreUnavailable,
+    StoreUndecided,
+    seam,
+)
 
 T = TypeVar("T")
+
+# A write that waited for a lock until its deadline says so itself, a moment later, in seconds.
+_GRACE = 0.5
 
 
 class Closeable(Protocol):
@@ -33,12 +43,20 @@ _Item = tuple[Job[R, Any], "Future[Any]", float]
 class Lane(Generic[R]):
     """threads: how many; each opens a resource of its own when its first job comes (within that
     job's deadline), and again after an error of the store. capacity: how many jobs may wait.
+    writes: a job that did not end, or in which the device failed, may have been done.
     """
 
     def __init__(
-        self, name: str, open_: Callable[[float], R], *, threads: int, capacity: int
+        self,
+        name: str,
+        open_: Callable[[float], R],
+        *,
+        threads: int,
+        capacity: int,
+        writes: bool = False,
     ) -> None:
         self._open = open_
+        self._writes = writes
         self._capacity = capacity
         # Jobs, and one None for each thread at the end.
         self._queue: SimpleQueue[_Item[R] | None] = SimpleQueue()
@@ -54,21 +72,24 @@ class Lane(Generic[R]):
     async def run(self, job: Job[R, T], timeout: float, afterwards: float = 0.0) -> T:
         """Run job on a thread; its deadline is timeout seconds from now, and it may take
         afterwards seconds more for what follows its transaction. Raises what it raised;
-        StoreBusy where the lane is closed or full, or the time has passed (a job that had begun
-        may still end well: a write is then done or not, never half).
+        StoreBusy where the lane is closed or full, or the time has passed before the job began or
+        while it read; StoreUndecided for a write that had begun (done or not, never half).
         """
         if self._closed or self._queue.qsize() >= self._capacity:
             raise StoreBusy
         future: Future[T] = Future()
         self._queue.put((job, future, time.monotonic() + timeout))
-        clock = asyncio.timeout(timeout + afterwards)
+        grace = _GRACE if self._writes else 0.0
+        clock = asyncio.timeout(timeout + afterwards + grace)
         try:
             async with clock:
                 return await asyncio.wrap_future(future)
         except TimeoutError:
-            if clock.expired():
-                raise StoreBusy from None
-            raise
+            if not clock.expired():
+                raise
+            # What has not begun now never will.
+            begun = not future.cancel()
+            raise (StoreUndecided if begun and self._writes else StoreBusy) from None
 
     async def close(self, timeout: float) -> None:
         """Let the waiting jobs finish, then end the threads; at most timeout seconds."""
@@ -96,7 +117,7 @@ class Lane(Generic[R]):
         if not future.set_running_or_notify_cancel():
             return resource
         try:
-            with seam():
+            with self._undecided(), seam():
                 if time.monotonic() >= deadline:
                     raise StoreBusy  # noqa: TRY301 - the one place that answers is below
                 resource = resource or self._open(deadline)
@@ -110,6 +131,16 @@ class Lane(Generic[R]):
         else:
             future.set_result(result)
         return resource
+
+    @contextlib.contextmanager
+    def _undecided(self) -> Iterator[None]:
+        """A commit whose sync failed may be found whole after a crash."""
+        try:
+            yield
+        except StoreFailed:
+            if self._writes:
+                raise StoreUndecided from None
+            raise
 
 
 def _close(resource: Closeable | None) -> None:

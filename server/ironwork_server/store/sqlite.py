@@ -103,6 +103,7 @@ class SqliteStore:
             lambda deadline: Session(file, deadline, begin="BEGIN IMMEDIATE"),
             threads=1,
             capacity=_CAPACITY,
+            writes=True,
         )
         self._readers = Lane(
             "store-reader",
@@ -201,6 +202,14 @@ class SqliteStore:
                 erase(session, monotonic() + min(_ASIDE, self._deadlines.erase))
 
         await self._writer.run(job, self._deadlines.write, _ASIDE)
+
+    async def settled(self, workspace: str, key_id: str) -> bool:
+        def look(connection: sa.Connection) -> bool:
+            # A write of its own: pages of one that failed cannot come back after this has ended.
+            transactions.next_sequence(connection)
+            return transactions.get(connection, workspace, key_id) is not None
+
+        return await self._write(look)
 
     async def find_replay(self, workspace: str, method: str, request_id: str) -> Replay | None:
         return await self._read(

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ironwork_server.store.errors import StoreBusy, StoreFailed
+from ironwork_server.store.errors import StoreBusy, StoreFailed, StoreUndecided
 from ironwork_server.store.lanes import Lane
 
 
@@ -66,6 +66,31 @@ async def test_a_deadline_ends_the_wait_but_not_the_job() -> None:
         await first
     gate.go.set()
     assert await lane.run(lambda *_: "usable", 30) == "usable"
+    await lane.close(30)
+    assert gate.done
+    assert not late.begun.is_set()
+
+
+async def test_a_write_that_had_begun_is_undecided() -> None:
+    """Where jobs write, one that had begun at its deadline, or in which the device failed, is
+    neither done nor failed; one that had not begun is not done.
+    """
+    lane = Lane("lane", lambda _: Resource([]), threads=1, capacity=9, writes=True)
+    gate, late = Gate(), Gate()
+    first = asyncio.create_task(lane.run(gate, 0.05))
+    await gate.begun.wait()
+    with pytest.raises(StoreBusy):
+        await lane.run(late, 0.01)
+    with pytest.raises(StoreUndecided) as undecided:
+        await first
+    assert undecided.value.reason == "STORE_UNDECIDED"
+    gate.go.set()
+
+    def fail(resource: Resource, deadline: float) -> None:
+        raise StoreFailed
+
+    with pytest.raises(StoreUndecided):
+        await lane.run(fail, 30)
     await lane.close(30)
     assert gate.done
     assert not late.begun.is_set()
