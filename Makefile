@@ -41,6 +41,10 @@ test-slow: test-setup ## Run the long and hostile tests too
 test-sdks: setup ## Run the SDKs built on httpx (anthropic 0.x, LiteLLM) over a server
 	@scripts/sdk-tests
 
+.PHONY: bench-upstream
+bench-upstream: setup ## Measure other upstream clients against ours (a few minutes)
+	@scripts/bench-upstream
+
 .PHONY: lint
 lint: setup ## Ruff, formatting, shell scripts
 	$(BIN)/ruff check .
@@ -76,4 +80,4 @@ check: lint types imports generate-check ## All static checks
 
 .PHONY: clean
 clean: ## Remove what these targets made (not the state folder of `make dev`)
-	rm -rf .venv .venv-protoc .venv-sdks dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf .venv .venv-protoc .venv-sdks .venv-bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

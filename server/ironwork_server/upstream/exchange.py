@@ -9,6 +9,7 @@ import h11
 from ironwork_server.core.ports import Injector, SendProgress
 from ironwork_server.core.values import ScreenedRequest
 from ironwork_server.upstream import faults
+from ironwork_server.upstream.body import BodyReader, Malformed, OpenBody, body_reader
 from ironwork_server.upstream.channel import Channel
 from ironwork_server.upstream.faults import FOREIGN
 from ironwork_server.upstream.headers import (
@@ -47,6 +48,7 @@ class Exchange:
     ) -> None:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._head = request_head(self._http, request, authority)
+        self._method = request.method
         self._length = body_length(request)
         self._max_body = request.max_body
         self._body = body
@@ -58,8 +60,12 @@ class Exchange:
         self._upload_error: BaseException | None = None
         # The request is on its way whole.
         self._uploaded = False
-        # The answer was read whole.
-        self._complete = False
+        # Of the answer's body, once its head is there.
+        self._reader: BodyReader | None = None
+        # What came with the head, or with the body's beginning.
+        self._pending = b""
+        # The caller reads no more.
+        self._ended = False
         self._first_byte: asyncio.Timeout | None = None
         self._eof = False
         self._status = 0
@@ -104,6 +110,8 @@ class Exchange:
         finally:
             self._first_byte = None
         self._headers = check_response(response)
+        self._reader = body_reader(self._method, response)
+        self._pending, _ = self._http.trailing_data
         self._status = response.status_code
         if self._status >= 400 and not self._uploaded:
             # The answer will not change: stop sending (RFC 9112 section 9.5). The connection is
@@ -213,12 +221,13 @@ class Exchange:
     async def __anext__(self) -> bytes:
         """What one read of the socket gave, without framing. Raises Unavailable, UpstreamFailed,
         and what the upload failed with."""
-        if self._complete:
+        reader = self._reader
+        if self._ended or reader is None or self._is_complete(reader):
             raise StopAsyncIteration
         deadline = asyncio.timeout(self._timeouts.idle_s)
         try:
             async with deadline:
-                chunk = await self._read_chunk(self._opened())
+                chunk = await self._read_chunk(reader, self._opened())
         except FOREIGN as error:
             if error is self._upload_error:
                 raise
@@ -244,26 +253,24 @@ class Exchange:
             else:  # h11.ConnectionClosed
                 raise faults.cut()
 
-    async def _read_chunk(self, channel: Channel) -> bytes:
+    async def _read_chunk(self, reader: BodyReader, channel: Channel) -> bytes:
         """b'' at the end."""
-        pieces: list[bytes] = []
-        while True:
-            try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError:
-                if pieces:  # what came before it is good; the next read raises again
-                    break
-                raise
-            if isinstance(event, h11.Data):
-                pieces.append(bytes(event.data))
-            elif isinstance(event, h11.EndOfMessage):
-                self._complete = True
-                break
-            elif pieces:
-                break
-            else:
-                await self._receive(channel)
-        return b"".join(pieces)
+        chunk = b""
+        if reader.broken:
+            raise Malformed
+        while not chunk and not reader.complete:
+            data, self._pending = self._pending, b""
+            if not data:
+                data = await channel.read()
+            chunk = reader.feed(data)
+        return chunk
+
+    def _is_complete(self, reader: BodyReader) -> bool:
+        """Also of an answer without a body (HEAD, 204), which is whole although nobody read it."""
+        if self._pending and reader.complete:
+            reader.feed(self._pending)
+            self._pending = b""
+        return reader.complete
 
     async def _receive(self, channel: Channel) -> None:
         try:
@@ -280,16 +287,18 @@ class Exchange:
         """Stop the upload; whether the connection can carry another exchange. Synchronous, so
         that a connection that is of no more use can be aborted at once."""
         self._stop_upload()
-        self._body_was_empty()
+        reader = self._reader
         reusable = (
-            self._complete
+            reader is not None
+            and self._is_complete(reader)
+            and not reader.surplus
+            and not isinstance(reader, OpenBody)
             and self._uploaded
+            # MUST_CLOSE where either side said `Connection: close`, or the answer is HTTP/1.0.
             and self._http.our_state is h11.DONE
-            and self._http.their_state is h11.DONE
-            and self._http.trailing_data == (b"", False)
             and not framing_is_ambiguous(self._headers)
         )
-        self._complete = True  # whoever keeps the response reads nothing of the next one
+        self._ended = True  # whoever keeps the response reads nothing of the next one
         self._channel = None
         return reusable
 
@@ -297,14 +306,6 @@ class Exchange:
         """Until the upload's task has ended; bounded, since the body is the caller's."""
         if self._uploader is not None:
             await asyncio.wait({self._uploader}, timeout=self._timeouts.settle_s)
-
-    def _body_was_empty(self) -> None:
-        """An answer without a body (HEAD, 204) is whole although nobody read it."""
-        if not self._complete and self._status and not self._eof:
-            try:
-                self._complete = isinstance(self._http.next_event(), h11.EndOfMessage)
-            except h11.RemoteProtocolError:
-                return
 
     def _opened(self) -> Channel:
         if self._channel is None:
