@@ -7,6 +7,7 @@ from typing import Any
 
 import google.auth
 import google.auth.exceptions as auth
+import google_crc32c
 import grpc
 import pytest
 from google.auth.credentials import AnonymousCredentials
@@ -378,9 +379,49 @@ async def test_what_is_not_destroyed(gcp_kms: GcpKms) -> None:
         await backend.check()
 
 
+async def test_a_plaintext_of_another_length_is_no_data_key(gcp_kms: GcpKms) -> None:
+    """What is not 32 bytes long is never handed on, whole as it may have come."""
+
+    def shorten(answer: Any) -> None:
+        answer.plaintext = bytes(31)
+        answer.plaintext_crc32c = google_crc32c.value(bytes(31))
+
+    async with gcp_kms.opened() as backend:
+        wrapped = await backend.wrap(bytes(32), CONTEXT)
+        gcp_kms.next.append(Fault(change=shorten))
+        with pytest.raises(Unavailable, match="another key"):
+            await backend.unwrap(wrapped, CONTEXT)
+
+
+async def test_a_generation_that_fails(gcp_kms: GcpKms) -> None:
+    """A version that Google could not generate never becomes current."""
+    gcp_kms.generation = 9
+    async with gcp_kms.opened() as backend:
+        gcp_kms.next.extend([Fault(), Fault(change=_set("state", State.GENERATION_FAILED))])
+        with pytest.raises(Unavailable, match="did not generate"):
+            await backend.create_version()
+        assert backend.current_version == gcp_kms.primary == 1
+
+
+async def test_versions_have_a_bound_and_are_this_keys(
+    gcp_kms: GcpKms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list without end, or with another key's version, is refused."""
+
+    def another(answer: Any) -> None:
+        answer.crypto_key_versions[0].name = f"{KEY}2/cryptoKeyVersions/1"
+
+    async with gcp_kms.opened() as backend:
+        gcp_kms.next.extend([Fault(), Fault(change=another)])
+        with pytest.raises(Unavailable, match="another key"):
+            await backend.versions()
+        monkeypatch.setattr(backend_module, "MAX_VERSIONS", 0)
+        with pytest.raises(Unavailable, match="over 0 versions"):
+            await backend.versions()
+
+
 async def test_check_finds_a_kms_that_errs(gcp_kms: GcpKms) -> None:
     """A KMS that does not give back what it encrypted does not pass the check, nor the start."""
-    import google_crc32c
 
     def lie(answer: Any) -> None:
         answer.plaintext = b"q" * 32

@@ -122,6 +122,15 @@ async def test_a_public_key_that_is_none(gcp_kms: GcpKms, pem: str) -> None:
             pass
 
 
+async def test_a_public_key_altered_on_its_way(gcp_kms: GcpKms) -> None:
+    """A public key whose checksum does not fit is asked for again, and is right then."""
+    gcp_kms.signing = ed25519.Ed25519PrivateKey.generate()
+    gcp_kms.next.append(Fault(change=_set("pem_crc32c", 7)))
+    async with gcp_kms.opened_signer() as signer:
+        assert signer.public_key == gcp_kms.signing.public_key().public_bytes_raw()
+        assert gcp_kms.methods() == ["GetPublicKey"] * 2
+
+
 async def test_a_key_of_another_curve(gcp_kms: GcpKms) -> None:
     """P-384 cannot sign a checkpoint, so it is refused at the start."""
     gcp_kms.signing = ec.generate_private_key(ec.SECP384R1())
