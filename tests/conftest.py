@@ -7,6 +7,8 @@ _PARTS = (
     "signing",
     "aws",
     "gcp",
+    "models",
+    "nss",
     "pki",
     "simulator",
     "migrated",

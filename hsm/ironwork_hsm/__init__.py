@@ -10,6 +10,7 @@ from ironwork_hsm.interface import (
     KeyMissing,
     KeyVersion,
     KeyWrapper,
+    MechanismRefused,
     PinRefused,
     SignatureAlgorithm,
     Signer,
@@ -17,8 +18,10 @@ from ironwork_hsm.interface import (
     VersionDestroyer,
     WrappedKey,
 )
+from ironwork_hsm.settle import MAX_TRIALS, settle
 
 __all__ = [
+    "MAX_TRIALS",
     "BackendOptions",
     "BlobRejected",
     "ConfigurationError",
@@ -27,6 +30,7 @@ __all__ = [
     "KeyMissing",
     "KeyVersion",
     "KeyWrapper",
+    "MechanismRefused",
     "PinRefused",
     "SignatureAlgorithm",
     "Signer",
@@ -34,4 +38,5 @@ __all__ = [
     "VersionDestroyer",
     "WrappedKey",
     "open_backend",
+    "settle",
 ]

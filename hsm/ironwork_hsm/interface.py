@@ -8,6 +8,7 @@ HsmError
 ├── ConfigurationError   the URI or a file it names is wrong; starting again will not help
 ├── PinRefused           the token refused the PIN; never tried again by itself
 ├── KeyMissing           no master key with that name or version
+├── MechanismRefused     the device does not offer the mechanism just tried; check() tries the next
 ├── BlobRejected         this blob does not open in this context (moved, altered, or another key's)
 └── Unavailable          the device does not answer, or answered with a fault; worth another try
 """
@@ -29,6 +30,9 @@ class PinRefused(HsmError): ...
 
 
 class KeyMissing(HsmError): ...
+
+
+class MechanismRefused(HsmError): ...
 
 
 class BlobRejected(HsmError): ...
@@ -96,7 +100,12 @@ class KeyWrapper(Protocol):
         """All versions, oldest first."""
 
     async def check(self) -> None:
-        """A real round trip; raises what is wrong. For start-up and health."""
+        """A real round trip; raises what is wrong. For start-up and health.
+
+        Exactly one round trip, so that the caller can put each on record. Where the device does
+        not offer the mechanism, and there is another to try, raises MechanismRefused: `mechanism`
+        is the other one from now on, for the caller to check in its turn.
+        """
 
     async def close(self) -> None: ...
 

@@ -2,6 +2,10 @@
 
     pkcs11:token=ironwork;object=master?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/run/pin
 
+Two vendor attributes of the query (RFC 7512 section 2.3) are ours: `ironwork-init-args`, a string
+that the library wants when it is initialised (NSS), and `ironwork-mechanism`, the only mechanism
+to wrap with, instead of the best one that works.
+
 The path says which key, the query how to reach it. A URI holds no credential: `pin-value` is
 refused, and `pin-source` names a file. Errors name the attribute and never repeat a value or
 anything of the query, since that is where somebody may have typed a PIN.
@@ -44,7 +48,9 @@ _PATH_REFUSED = {
     "library-description": "leave it out: module-path says which library",
     "library-version": "leave it out: module-path says which library",
 }
-_QUERY_NAMES = ("module-path", "pin-source")
+_INIT_ARGS = "ironwork-init-args"
+_MECHANISM = "ironwork-mechanism"
+_QUERY_NAMES = ("module-path", "pin-source", _INIT_ARGS, _MECHANISM)
 _PIN_VALUE = "pin-value"
 
 
@@ -53,7 +59,8 @@ class Pkcs11Uri:
     """One master key in one token. Strings are decoded; an attribute that is None matches any.
 
     module_path: absolute path of the PKCS#11 library. pin_source: the file that holds the PIN;
-    a relative one is relative to the working directory.
+    a relative one is relative to the working directory. init_args: what C_Initialize gets in
+    pReserved. mechanism: the only one to wrap with; None takes the best that works.
     """
 
     object: str
@@ -66,6 +73,8 @@ class Pkcs11Uri:
     slot_id: int | None = None
     module_path: Path
     pin_source: Path
+    init_args: str | None = None
+    mechanism: str | None = None
 
     @property
     def name(self) -> str:
@@ -91,7 +100,11 @@ class Pkcs11Uri:
         """The whole URI, with the paths of the module and of the PIN's file."""
         module = quote(str(self.module_path), safe="/")
         pin = quote(str(self.pin_source), safe="/")
-        return f"{self.name}?module-path={module}&pin-source=file:{pin}"
+        whole = f"{self.name}?module-path={module}&pin-source=file:{pin}"
+        for name, value in ((_INIT_ARGS, self.init_args), (_MECHANISM, self.mechanism)):
+            if value is not None:
+                whole += f"&{name}={quote(value, safe='/')}"
+        return whole
 
 
 def parse_pkcs11_uri(text: str) -> Pkcs11Uri:
@@ -125,6 +138,8 @@ def parse_pkcs11_uri(text: str) -> Pkcs11Uri:
         slot_id=_slot_id(path.get("slot-id")),
         module_path=_module_path(query.get("module-path")),
         pin_source=_pin_source(query.get("pin-source")),
+        init_args=query.get(_INIT_ARGS),
+        mechanism=query.get(_MECHANISM),
     )
 
 

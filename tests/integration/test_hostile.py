@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +18,7 @@ from fixtures.production import Production
 from fixtures.server import AGENT, PARENT, StartService, TestService
 from fixtures.softhsm import MakeToken
 from ironwork.keys.v1 import keys_pb2
-from ironwork_hsm.pkcs11 import gcm
+from ironwork_hsm.pkcs11 import rung
 from ironwork_server.app import service as composition
 from ironwork_server.app.devpki import DevCa
 from ironwork_server.cli.main import main
@@ -104,13 +105,13 @@ async def test_no_hsm_operation_without_a_record(
 ) -> None:
     """A start tries the master key as often as the log says, and no more."""
     trials: list[object] = []
-    round_trip = gcm.round_trip
+    round_trip = rung.round_trip
 
-    def counted(key: object) -> bool:
+    def counted(mechanism: Any, key: Any) -> rung.Trial:
         trials.append(key)
-        return round_trip(key)
+        return round_trip(mechanism, key)
 
-    monkeypatch.setattr(gcm, "round_trip", counted)
+    monkeypatch.setattr(rung, "round_trip", counted)
     service = await start_service()
     assert outcomes(service.folder, "hsm.probe") == ["Success"] * len(trials)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pkcs11 import Mechanism
+
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
@@ -13,21 +15,22 @@ from ironwork_hsm.interface import (
     Unavailable,
     WrappedKey,
 )
-from ironwork_hsm.pkcs11 import gcm, login
+from ironwork_hsm.pkcs11 import login, rung
 from ironwork_hsm.pkcs11.blob import (
     DATA_KEY_BYTES,
     MAX_CONTEXT_BYTES,
     MAX_VERSION,
-    MECHANISM,
     associated_data,
-    new_iv,
-    pack,
-    unpack,
+    wipe,
 )
 from ironwork_hsm.pkcs11.errors import translate
-from ironwork_hsm.pkcs11.keys import MasterKey, find_keys, generate_key
+from ironwork_hsm.pkcs11.keys import KeyKind, MasterKey, find_keys, generate_key
+from ironwork_hsm.pkcs11.ladder import RUNGS, Ladder
 from ironwork_hsm.pkcs11.lanes import Lanes, keep
 from ironwork_hsm.pkcs11.module import Module, load_module
+from ironwork_hsm.pkcs11.raw import RawKey
+from ironwork_hsm.pkcs11.rung import Rung, Trial
+from ironwork_hsm.settle import settle
 from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
 
 Result = TypeVar("Result")
@@ -47,12 +50,14 @@ class _Lane:
         self.keys = find_keys(self.session, self.label)
         return self.keys
 
-    def key(self, version: int) -> Any:
-        """The handle; searches once where it is unknown, since another process may have made it."""
+    def key(self, version: int, kind: KeyKind) -> RawKey:
+        """Searches once where it is unknown, since another process may have made it."""
         master = self.keys.get(version) or self.search().get(version)
         if master is None:
             raise KeyMissing(f"The token holds no version {version} of `{self.label}`.")
-        return master.key
+        if master.kind is not kind:
+            raise BlobRejected("The wrapped key was made by another kind of master key.")
+        return RawKey(self.module.functions, self.session.handle, master.handle)
 
 
 class Pkcs11KeyWrapper:
@@ -62,8 +67,11 @@ class Pkcs11KeyWrapper:
         self._uri = uri
         self._name = uri.name
         self._options = options
-        # The greatest version known; only grows. Written by the loop's thread alone.
+        # The greatest version known and its kind of key; the version only grows. Written by the
+        # loop's thread alone, as is the ladder.
         self._current = 0
+        self._kind = KeyKind.AES
+        self._ladder = Ladder(uri.mechanism)
         # Held by the lane that generates a key.
         self._creating = threading.Lock()
         # Set by the first lane; None until the module is loaded.
@@ -89,7 +97,10 @@ class Pkcs11KeyWrapper:
 
     @property
     def mechanism(self) -> str:
-        return MECHANISM
+        """What wrap uses, and check tries until it has worked once. Raises ConfigurationError
+        where the current version's key cannot do the pinned mechanism.
+        """
+        return self._ladder.rung(self._kind).mechanism
 
     async def start(self) -> None:
         """Open the lanes and look at the keys. Closes again what it opened where it fails."""
@@ -110,17 +121,17 @@ class Pkcs11KeyWrapper:
             raise ValueError(f"a data key has {DATA_KEY_BYTES} bytes")
         _check_context(context)
         version = self.current_version
-        iv = new_iv()
-        associated = self._associated(version, context)
+        chosen = self._ladder.rung(self._kind)
+        bound = self._bound(version, chosen, context)
         # A copy, since the caller may wipe its own as soon as it is cancelled.
         copy = bytearray(data_key)
         try:
-            sealed = await self._run(
-                lambda lane: gcm.seal(lane.key(version), copy, iv=iv, associated=associated)
+            blob = await self._run(
+                lambda lane: chosen.wrap(lane.key(version, chosen.kind), copy, bound)
             )
         finally:
-            _wipe(copy)
-        return WrappedKey(self._name, version, MECHANISM, pack(iv, sealed))
+            wipe(copy)
+        return WrappedKey(self._name, version, chosen.mechanism, blob)
 
     async def unwrap(
         self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
@@ -128,15 +139,18 @@ class Pkcs11KeyWrapper:
         """See KeyWrapper.unwrap. Raises ValueError for a context over 64 KiB."""
         _check_context(context)
         version = wrapped.key_version
-        if wrapped.backend != self._name or wrapped.mechanism != MECHANISM:
+        made_by = RUNGS.get(wrapped.mechanism)
+        if wrapped.backend != self._name or made_by is None:
             raise BlobRejected("The wrapped key was made by another backend or mechanism.")
         if not 1 <= version <= MAX_VERSION:
             raise BlobRejected("The wrapped key names a version that cannot exist.")
-        iv, sealed = unpack(wrapped.blob)
-        associated = self._associated(version, context)
+        bound = self._bound(version, made_by, context)
+        canary = self._ladder.canary(made_by)
         return await self._run(
-            lambda lane: gcm.open_sealed(lane.key(version), sealed, iv=iv, associated=associated),
-            discard=_wipe,
+            lambda lane: rung.open_blob(
+                made_by, lane.key(version, made_by.kind), wrapped.blob, bound, canary=canary
+            ),
+            discard=wipe,
         )
 
     async def versions(self) -> Sequence[KeyVersion]:
@@ -144,22 +158,27 @@ class Pkcs11KeyWrapper:
         return await self._list_versions(self._options.deadline_s)
 
     async def _list_versions(self, deadline_s: float) -> Sequence[KeyVersion]:
-        found = await self._run(_describe_all, deadline_s=deadline_s)
+        found = await self._run(_search, deadline_s=deadline_s)
         if found:
-            self._learn(found[-1].version)
-        return found
+            self._learn(found[-1])
+        return [master.description for master in found]
 
     async def check(self) -> None:
-        """See KeyWrapper.check. Raises KeyMissing, Unavailable."""
+        """See KeyWrapper.check. Raises KeyMissing, MechanismRefused, ConfigurationError,
+        Unavailable.
+        """
         version = self.current_version
-        if not await self._run(lambda lane: gcm.round_trip(lane.key(version))):
+        tried = self._ladder.rung(self._kind)
+        trial = await self._run(lambda lane: rung.round_trip(tried, lane.key(version, tried.kind)))
+        self._ladder.settle(tried, trial)
+        if trial is not Trial.WORKS:
             raise Unavailable("The HSM does not decrypt what it has just encrypted.")
 
     async def create_version(self) -> KeyVersion:
         """See KeyCreator.create_version."""
         created = await self._run(self._create_next, deadline_s=self._options.slow_deadline_s)
-        self._learn(created.version)
-        return created
+        self._learn(created)
+        return created.description
 
     async def close(self) -> None:
         """End the lanes and leave the token. A second call does nothing. Never raises HsmError."""
@@ -182,36 +201,41 @@ class Pkcs11KeyWrapper:
             discard=discard,
         )
 
-    def _associated(self, version: int, context: bytes) -> bytes:
+    def _bound(self, version: int, chosen: Rung, context: bytes) -> bytes:
         return associated_data(
-            name=self._name, version=version, mechanism=MECHANISM, context=context
+            name=self._name, version=version, mechanism=chosen.mechanism, context=context
         )
 
-    def _learn(self, version: int) -> None:
-        self._current = max(self._current, version)
+    def _learn(self, found: MasterKey) -> None:
+        if found.description.version > self._current:
+            self._current, self._kind = found.description.version, found.kind
 
     def _open_lane(self) -> _Lane:
         """In the lane's thread; the first one initialises the module and logs in."""
-        module = self._module = load_module(self._uri.module_path)
+        module = self._module = load_module(self._uri.module_path, self._uri.init_args)
         token = login.find_token(module, self._uri)
         login.acquire(module, token, self._uri)
         try:
-            session = token.open()
+            session = login.open_session(token)
         except BaseException:
             login.release(module, token)
             raise
         return _Lane(module, token, session, self._uri.object)
 
-    def _create_next(self, lane: _Lane) -> KeyVersion:
+    def _create_next(self, lane: _Lane) -> MasterKey:
         """On a lane. One at a time; the others are refused, since waiting would block lanes."""
         if not self._creating.acquire(blocking=False):
             raise Unavailable("Another version is just being created; try again.")
         try:
             version = max(lane.search(), default=0) + 1
+            listed = lane.token.slot.get_mechanisms()
+            kind = self._ladder.new_kind(
+                gcm=Mechanism.AES_GCM in listed, hmac=Mechanism.SHA256_HMAC in listed
+            )
             # The lanes' own sessions are read-only; this one lives for one key.
             session = lane.token.open(rw=True)
             try:
-                return generate_key(session, lane.label, version).description
+                return generate_key(session, lane.label, version, kind)
             finally:
                 session.close()
         finally:
@@ -227,15 +251,15 @@ async def open_pkcs11(
     await wrapper.start()
     if not allow_missing:
         try:
-            await wrapper.check()
+            await settle(wrapper)
         except BaseException:
             await wrapper.close()
             raise
     return wrapper
 
 
-def _describe_all(lane: _Lane) -> list[KeyVersion]:
-    return [master.description for master in lane.search().values()]
+def _search(lane: _Lane) -> list[MasterKey]:
+    return list(lane.search().values())
 
 
 def _close_lane(lane: _Lane) -> None:
@@ -255,7 +279,3 @@ def _no_key(uri: Pkcs11Uri) -> KeyMissing:
 def _check_context(context: bytes) -> None:
     if len(context) > MAX_CONTEXT_BYTES:
         raise ValueError(f"a wrapping context has at most {MAX_CONTEXT_BYTES} bytes")
-
-
-def _wipe(buffer: bytearray) -> None:
-    buffer[:] = bytes(len(buffer))

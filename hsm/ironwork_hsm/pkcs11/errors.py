@@ -26,6 +26,7 @@ CKR_PIN_LEN_RANGE = 0x0A2
 CKR_PIN_EXPIRED = 0x0A3
 CKR_PIN_LOCKED = 0x0A4
 CKR_USER_ALREADY_LOGGED_IN = 0x100
+CKR_USER_NOT_LOGGED_IN = 0x101
 CKR_USER_PIN_NOT_INITIALIZED = 0x102
 CKR_USER_ANOTHER_ALREADY_LOGGED_IN = 0x104
 CKR_CRYPTOKI_ALREADY_INITIALIZED = 0x191
@@ -44,10 +45,46 @@ _PIN_REFUSALS = {
     CKR_USER_PIN_NOT_INITIALIZED: "The token has no user PIN yet; initialise it first.",
 }
 
-# A failed decryption that may be the blob's fault or the device's. SoftHSM reports a wrong
-# GCM tag as GeneralError; a code that python-pkcs11 does not know (CKR_AEAD_DECRYPT_FAILED of
-# PKCS#11 3.0, vendors' own) comes as a plain PKCS11Error.
-_AMBIGUOUS = (p11.GeneralError, p11.FunctionFailed, p11.DataInvalid, p11.DataLenRange)
+# What an operation of our own (raw.py) may answer. ENCRYPTED_DATA_INVALID and _LEN_RANGE, and
+# AEAD_DECRYPT_FAILED of PKCS#11 3.0: the ciphertext is not one of this key's.
+_NOT_OURS = frozenset({0x040, 0x041, 0x042})
+# ARGUMENTS_BAD, FUNCTION_NOT_SUPPORTED, KEY_TYPE_INCONSISTENT, KEY_FUNCTION_NOT_PERMITTED,
+# MECHANISM_INVALID, MECHANISM_PARAM_INVALID: the device does not do this with this key.
+_NOT_OFFERED = frozenset({0x007, 0x054, 0x063, 0x068, 0x070, 0x071})
+# HOST_MEMORY, SLOT_ID_INVALID, DEVICE_ERROR, DEVICE_MEMORY, DEVICE_REMOVED, FUNCTION_CANCELED,
+# KEY_HANDLE_INVALID, OBJECT_HANDLE_INVALID, OPERATION_ACTIVE, OPERATION_NOT_INITIALIZED,
+# SESSION_CLOSED, SESSION_COUNT, SESSION_HANDLE_INVALID, TOKEN_NOT_PRESENT, TOKEN_NOT_RECOGNIZED,
+# USER_NOT_LOGGED_IN, BUFFER_TOO_SMALL, CRYPTOKI_NOT_INITIALIZED: the device's fault, not a blob's.
+_DEVICE_FAULTS = frozenset(
+    {0x002, 0x003, 0x030, 0x031, 0x032, 0x050, 0x060, 0x082, 0x090, 0x091}
+    | {0x0B0, 0x0B1, 0x0B3, 0x0E0, 0x0E1, 0x101, 0x150, 0x190}
+)
+
+
+class DeviceAnswer(Exception):
+    """An operation's return value (CK_RV) other than CKR_OK. Never leaves a lane."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"CKR 0x{code:03x}")
+        self.code = code
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the device says that the ciphertext is not one of this key's."""
+        return self.code in _NOT_OURS
+
+    @property
+    def refused(self) -> bool:
+        """Whether the device does not offer the operation with this key."""
+        return self.code in _NOT_OFFERED
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether a decryption that failed so says nothing about whose fault it was. SoftHSM
+        reports a wrong GCM tag as GENERAL_ERROR; vendors have codes of their own.
+        """
+        return self.code not in _NOT_OURS | _NOT_OFFERED | _DEVICE_FAULTS
+
 
 # First match wins, so subclasses and the specific stand before the general.
 _MAPPED: tuple[tuple[tuple[type[Exception], ...], type[HsmError], str], ...] = (
@@ -71,7 +108,7 @@ _MAPPED: tuple[tuple[tuple[type[Exception], ...], type[HsmError], str], ...] = (
     (
         (p11.MechanismInvalid, p11.MechanismParamInvalid, p11.FunctionNotSupported),
         ConfigurationError,
-        "The token does not offer what a master key needs (AES-GCM by C_Encrypt).",
+        "The token does not offer what a master key needs.",
     ),
     (
         (
@@ -104,19 +141,34 @@ _MAPPED: tuple[tuple[tuple[type[Exception], ...], type[HsmError], str], ...] = (
 )
 
 
+class NotOffered(Exception):
+    """The device did something else than the mechanism asks for. Never leaves a lane."""
+
+
 def translate(error: Exception) -> HsmError:
     """Our error for any exception. The result carries no context: raise it as it is."""
     if isinstance(error, HsmError):
         return error
+    if isinstance(error, DeviceAnswer):
+        return _operation_failure(error)
+    if isinstance(error, NotOffered):
+        return ConfigurationError("The token does not do what this mechanism asks for.")
     for kinds, ours, sentence in _MAPPED:
         if isinstance(error, kinds):
             return ours(f"{sentence} ({type(error).__name__})")
     return Unavailable(f"The HSM backend failed unexpectedly. ({type(error).__name__})")
 
 
-def is_ambiguous(error: Exception) -> bool:
-    """Whether a decryption that failed so says nothing about whose fault it was."""
-    return isinstance(error, _AMBIGUOUS) or type(error) is p11.PKCS11Error
+def _operation_failure(answer: DeviceAnswer) -> HsmError:
+    if answer.rejected:
+        return BlobRejected(f"The wrapped key does not open in this context. ({answer})")
+    if answer.refused:
+        return ConfigurationError(
+            f"The token does not offer this mechanism with this key. ({answer})"
+        )
+    if answer.code == CKR_USER_NOT_LOGGED_IN:
+        return Unavailable(f"The login at the token was lost. ({answer})")
+    return Unavailable(f"The HSM answered with a fault. ({answer})")
 
 
 def login_failure(code: int) -> HsmError:

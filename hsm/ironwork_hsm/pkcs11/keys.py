@@ -1,12 +1,13 @@
 """Master keys as objects of the token: how they are found, checked and generated.
 
-A master key is every AES secret key with the URI's label; its version is its CKA_ID, 4 bytes big
-endian, from 1.
+A master key is every AES or HMAC secret key with the URI's label; its version is its CKA_ID, 4
+bytes big endian, from 1. What kind of key a version is says which mechanisms it can serve.
 """
 
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
@@ -19,79 +20,104 @@ _KEY_BITS = 256
 # More than this many versions under one label is a mistake, not a rotation.
 MAX_VERSIONS = 1024
 
-_TEMPLATE: Mapping[Attribute, object] = {
-    Attribute.PRIVATE: True,
-    Attribute.SENSITIVE: True,
-    Attribute.EXTRACTABLE: False,
-    # Said, not left to the module's defaults: this key does nothing but GCM.
-    Attribute.SIGN: False,
-    Attribute.VERIFY: False,
-    Attribute.WRAP: False,
-    Attribute.UNWRAP: False,
-    Attribute.DERIVE: False,
+# How a device calls an HMAC key: generic by PKCS#11 2.20, specific by 2.40 and by nShield.
+_HMAC_TYPES = (KeyType.GENERIC_SECRET, KeyType.SHA256_HMAC)
+
+
+class KeyKind(Enum):
+    """What a version can be used for; each is used for nothing else."""
+
+    AES = "AES"
+    HMAC = "HMAC"
+
+
+_CAPABILITIES: Mapping[KeyKind, MechanismFlag] = {
+    KeyKind.AES: MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
+    KeyKind.HMAC: MechanismFlag.SIGN,
 }
+_USES: Mapping[KeyKind, tuple[Attribute, ...]] = {
+    KeyKind.AES: (Attribute.ENCRYPT, Attribute.DECRYPT),
+    KeyKind.HMAC: (Attribute.SIGN,),
+}
+_GENERATED_AS: Mapping[KeyKind, KeyType] = {
+    KeyKind.AES: KeyType.AES,
+    KeyKind.HMAC: KeyType.GENERIC_SECRET,
+}
+# Said, not left to the module's defaults: this key does what its kind is for and nothing else.
+_ALL_USES = (
+    Attribute.ENCRYPT,
+    Attribute.DECRYPT,
+    Attribute.SIGN,
+    Attribute.VERIFY,
+    Attribute.WRAP,
+    Attribute.UNWRAP,
+    Attribute.DERIVE,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MasterKey:
-    """One version as one session sees it. key: python-pkcs11's object, of that session only."""
+    """One version as one session sees it. handle: of that session only."""
 
-    key: Any
+    handle: int
+    kind: KeyKind
     description: KeyVersion
 
 
 def find_keys(session: Any, label: str) -> dict[int, MasterKey]:
     """All versions, oldest first. Raises ConfigurationError for one that must not be used."""
-    template = {
-        Attribute.CLASS: ObjectClass.SECRET_KEY,
-        Attribute.KEY_TYPE: KeyType.AES,
-        Attribute.LABEL: label,
-    }
     found: dict[int, MasterKey] = {}
-    # A list at once: no other call may use the session while a search is open.
-    for key in list(session.get_objects(template)):
-        master = _checked(key, label)
-        version = master.description.version
-        if version in found:
-            raise ConfigurationError(
-                f"The token holds two keys with label `{label}` and CKA_ID {version}; "
-                "remove the one that nothing was wrapped with."
-            )
-        found[version] = master
-        if len(found) > MAX_VERSIONS:
-            raise ConfigurationError(f"The token holds over {MAX_VERSIONS} keys `{label}`.")
+    for key_type in (KeyType.AES, *_HMAC_TYPES):
+        template = {
+            Attribute.CLASS: ObjectClass.SECRET_KEY,
+            Attribute.KEY_TYPE: key_type,
+            Attribute.LABEL: label,
+        }
+        kind = KeyKind.AES if key_type is KeyType.AES else KeyKind.HMAC
+        # A list at once: no other call may use the session while a search is open.
+        for key in list(session.get_objects(template)):
+            master = _checked(key, kind, label)
+            version = master.description.version
+            if version in found:
+                raise ConfigurationError(
+                    f"The token holds two keys with label `{label}` and CKA_ID {version}; "
+                    "remove the one that nothing was wrapped with."
+                )
+            found[version] = master
+            if len(found) > MAX_VERSIONS:
+                raise ConfigurationError(f"The token holds over {MAX_VERSIONS} keys `{label}`.")
     return dict(sorted(found.items()))
 
 
-def generate_key(session: Any, label: str, version: int) -> MasterKey:
+def generate_key(session: Any, label: str, version: int, kind: KeyKind = KeyKind.AES) -> MasterKey:
     """Generate this version in the token; session is read-write. Raises Unavailable if another
     process has made the same version meanwhile; then ours is gone again.
     """
+    template = {use: use in _USES[kind] for use in _ALL_USES}
     key = session.generate_key(
-        KeyType.AES,
+        _GENERATED_AS[kind],
         _KEY_BITS,
         id=struct.pack(">I", version),
         label=label,
         store=True,
-        capabilities=MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
-        template=dict(_TEMPLATE),
+        capabilities=_CAPABILITIES[kind],
+        template=template
+        | {Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
     )
     same = {Attribute.LABEL: label, Attribute.ID: struct.pack(">I", version)}
     if len(list(session.get_objects(same))) != 1:
         key.destroy()
         raise Unavailable(f"Another process has just created version {version}; try again.")
-    return _checked(key, label)
+    return _checked(key, kind, label)
 
 
-def _checked(key: Any, label: str) -> MasterKey:
+def _checked(key: Any, kind: KeyKind, label: str) -> MasterKey:
     version = _version(key[Attribute.ID], label)
     required = {
         Attribute.SENSITIVE: True,
         Attribute.EXTRACTABLE: False,
-        Attribute.ENCRYPT: True,
-        Attribute.DECRYPT: True,
         Attribute.TOKEN: True,
-    }
+    } | dict.fromkeys(_USES[kind], True)
     for attribute, value in required.items():
         if key[attribute] is not value:
             raise ConfigurationError(
@@ -100,9 +126,10 @@ def _checked(key: Any, label: str) -> MasterKey:
                 "create`."
             )
     if key[Attribute.VALUE_LEN] * 8 != _KEY_BITS:
-        raise ConfigurationError(f"Master key `{label}` version {version} is not AES-256.")
+        raise ConfigurationError(f"Master key `{label}` version {version} is not {kind.value}-256.")
     return MasterKey(
-        key=key,
+        handle=key.handle,
+        kind=kind,
         description=KeyVersion(
             version=version,
             label=label,

@@ -9,7 +9,14 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from pkcs11.exceptions import TokenNotPresent, TokenNotRecognised
+from pkcs11.exceptions import (
+    ArgumentsBad,
+    FunctionFailed,
+    FunctionNotSupported,
+    SessionReadOnly,
+    TokenNotPresent,
+    TokenNotRecognised,
+)
 
 from ironwork_hsm.interface import ConfigurationError
 from ironwork_hsm.pin import read_pin
@@ -54,6 +61,19 @@ def find_token(module: Module, uri: Pkcs11Uri) -> Any:
     return matching[0]
 
 
+def open_session(token: Any) -> Any:
+    """A session without login of its own; read-only, unless the device has no such sessions.
+
+    AWS CloudHSM's library has read-write sessions only; which code it refuses others with is not
+    specified, so any that is no device fault is answered by asking for read-write. Raises
+    PKCS11Error.
+    """
+    try:
+        return token.open()
+    except (ArgumentsBad, FunctionFailed, FunctionNotSupported, SessionReadOnly):
+        return token.open(rw=True)
+
+
 def acquire(module: Module, token: Any, uri: Pkcs11Uri) -> None:
     """Log in, or join the login that there is; pair each with release. Blocks.
 
@@ -89,7 +109,7 @@ def release(module: Module, token: Any) -> None:
 
 def _logged_in_session(module: Module, token: Any, uri: Pkcs11Uri) -> Any:
     with read_pin(uri.pin_source) as pin:
-        session = token.open()
+        session = open_session(token)
         try:
             module.login(session.handle, pin.reveal())
         except BaseException:

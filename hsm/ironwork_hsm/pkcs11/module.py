@@ -74,28 +74,66 @@ _Login = ctypes.CFUNCTYPE(
 _Logout = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong)
 
 
-class _FunctionList(ctypes.Structure):
-    """The head of CK_FUNCTION_LIST (PKCS#11 2.40, pkcs11f.h), in its order, up to C_Logout."""
+class CkMechanism(ctypes.Structure):
+    """CK_MECHANISM (PKCS#11 2.40 section 3.5)."""
+
+    _fields_ = (
+        ("mechanism", ctypes.c_ulong),
+        ("parameter", ctypes.c_void_p),
+        ("parameter_length", ctypes.c_ulong),
+    )
+
+
+# C_EncryptInit, C_DecryptInit, C_SignInit: session, mechanism, key.
+_Start = ctypes.CFUNCTYPE(
+    ctypes.c_ulong, ctypes.c_ulong, ctypes.POINTER(CkMechanism), ctypes.c_ulong
+)
+# C_Encrypt, C_Decrypt, C_Sign: session, data, its length, result, its length.
+_Operate = ctypes.CFUNCTYPE(
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_ulong),
+)
+
+
+class FunctionList(ctypes.Structure):
+    """The head of CK_FUNCTION_LIST (PKCS#11 2.40, pkcs11f.h), in its order, up to C_Sign. What
+    lies between is what python-pkcs11 calls where it is needed.
+    """
 
     _fields_ = (
         ("version", ctypes.c_ubyte * 2),
         ("C_Initialize", _Initialize),
         ("C_Finalize", _Finalize),
-        # C_GetInfo … C_SetOperationState, which python-pkcs11 calls where they are needed.
-        ("between", ctypes.c_void_p * 16),
+        ("C_GetInfo_to_C_SetOperationState", ctypes.c_void_p * 16),
         ("C_Login", _Login),
         ("C_Logout", _Logout),
+        ("C_CreateObject_to_C_FindObjectsFinal", ctypes.c_void_p * 9),
+        ("C_EncryptInit", _Start),
+        ("C_Encrypt", _Operate),
+        ("C_EncryptUpdate_to_C_EncryptFinal", ctypes.c_void_p * 2),
+        ("C_DecryptInit", _Start),
+        ("C_Decrypt", _Operate),
+        ("C_DecryptUpdate_to_C_DigestFinal", ctypes.c_void_p * 7),
+        ("C_SignInit", _Start),
+        ("C_Sign", _Operate),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """An initialised library. library: python-pkcs11's `lib`. Lives as long as the process."""
+    """An initialised library. library: python-pkcs11's `lib`. init_args: what C_Initialize got in
+    pReserved. Lives as long as the process.
+    """
 
     path: str
     library: Any
-    functions: _FunctionList
+    functions: FunctionList
     pid: int
+    init_args: str | None = None
 
     def check_process(self) -> None:
         """Raise ConfigurationError in a process that was forked off since."""
@@ -128,11 +166,12 @@ _modules: dict[str, Module] = {}
 _first_pid: int | None = None
 
 
-def load_module(path: Path) -> Module:
+def load_module(path: Path, init_args: str | None = None) -> Module:
     """The initialised library at path; initialises it once per process. Blocks.
 
-    Raises ConfigurationError (no such library, used by other code, or after a fork) and
-    Unavailable (the library cannot reach its device).
+    init_args: a string for C_Initialize's pReserved, for libraries that want one (NSS). Raises
+    ConfigurationError (no such library, used by other code or with other init_args, or after a
+    fork) and Unavailable (the library cannot reach its device).
     """
     global _first_pid  # noqa: PLW0603  a library's state is the process's; this is its one record
     if _first_pid not in (None, os.getpid()):
@@ -142,15 +181,23 @@ def load_module(path: Path) -> Module:
     with _lock:
         module = _modules.get(real)
         if module is None:
-            module = _load(real)
+            module = _load(real, init_args)
             _modules[real] = module
             _first_pid = module.pid
+        elif module.init_args != init_args:
+            raise ConfigurationError(
+                f"The PKCS#11 module {real} is initialised in this process with other "
+                "ironwork-init-args; a process can give it one set only."
+            )
         return module
 
 
-def _load(path: str) -> Module:
+def _load(path: str, init_args: str | None) -> Module:
     functions = _function_list(path)
     arguments = _InitializeArgs(flags=_CKF_OS_LOCKING_OK)
+    if init_args is not None:
+        reserved = ctypes.create_string_buffer(init_args.encode("utf-8"))
+        arguments.reserved = ctypes.addressof(reserved)
     code = functions.C_Initialize(ctypes.byref(arguments))
     if code != CKR_OK:
         raise _initialize_failure(path, code)
@@ -160,10 +207,12 @@ def _load(path: str) -> Module:
     except HsmError:
         functions.C_Finalize(None)
         raise
-    return Module(path=path, library=library, functions=functions, pid=os.getpid())
+    return Module(
+        path=path, library=library, functions=functions, pid=os.getpid(), init_args=init_args
+    )
 
 
-def _function_list(path: str) -> _FunctionList:
+def _function_list(path: str) -> FunctionList:
     if not Path(path).is_file():
         raise ConfigurationError(
             f"There is no PKCS#11 module at {path}; mend `module-path` or install the library."
@@ -174,7 +223,7 @@ def _function_list(path: str) -> _FunctionList:
     except (OSError, AttributeError):
         raise ConfigurationError(f"{path} is not a PKCS#11 module for this machine.") from None
     get_function_list.restype = ctypes.c_ulong
-    pointer = ctypes.POINTER(_FunctionList)()
+    pointer = ctypes.POINTER(FunctionList)()
     code = get_function_list(ctypes.byref(pointer))
     if code != CKR_OK:
         raise ConfigurationError(f"The PKCS#11 module {path} gives no function list.")
@@ -203,7 +252,7 @@ def _library_without_initialize(path: str) -> Any:
         raise ConfigurationError(f"{path} is not a PKCS#11 module for this machine.") from None
 
 
-def _verify(path: str, functions: _FunctionList, library: Any) -> None:
+def _verify(path: str, functions: FunctionList, library: Any) -> None:
     """That the library took our C_Initialize, and that python-pkcs11 speaks to the same one."""
     again = functions.C_Initialize(None)
     if again != CKR_CRYPTOKI_ALREADY_INITIALIZED:

@@ -22,10 +22,13 @@ OURS = "ironwork_server"
 FIELDS = (
     "address",
     "at",
+    "backend",
     "component",
     "count",
     "error",
     "healthy",
+    "mechanism",
+    "next_mechanism",
     "path",
     "problem",
     "reason",

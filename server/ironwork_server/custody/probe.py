@@ -1,16 +1,23 @@
-"""Probing master keys with a real round trip, on record like every other HSM operation."""
+"""Probing master keys with a real round trip, on record like every other HSM operation.
 
+An HSM that does not offer a mechanism refuses that round trip, and the next mechanism is probed in
+its turn, with a record of its own: the choice of a mechanism is in the log, and never silent.
+"""
+
+import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 
-from ironwork_hsm import HsmError, KeyWrapper
+from ironwork_hsm import MAX_TRIALS, HsmError, KeyWrapper, MechanismRefused
 from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, Phase
 from ironwork_server.custody.uninterrupted import uninterrupted
 from ironwork_server.custody.vault import map_hsm_error
+
+log = logging.getLogger(__name__)
 
 
 class MasterKeyProbe:
@@ -24,18 +31,47 @@ class MasterKeyProbe:
         self._meter = meter
 
     async def check(self) -> None:
-        """Wrap and unwrap once with each master key. Errors: Unavailable, DataLoss."""
+        """Wrap and unwrap once with each master key, and once more for each mechanism that its
+        HSM refuses. Errors: Unavailable, DataLoss.
+        """
         for wrapper in self._wrappers:
-            await self._check(wrapper)
+            await self._settle(wrapper)
+
+    async def _settle(self, wrapper: KeyWrapper) -> None:
+        for _ in range(MAX_TRIALS):
+            refused = wrapper.mechanism
+            try:
+                await self._check(wrapper)
+            except MechanismRefused:
+                log.warning(
+                    "hsm.mechanism_refused",
+                    extra={
+                        "backend": wrapper.name,
+                        "mechanism": refused,
+                        "next_mechanism": wrapper.mechanism,
+                    },
+                )
+                continue
+            return
+        raise map_hsm_error(MechanismRefused(""))
 
     async def _check(self, wrapper: KeyWrapper) -> None:
         correlation_id = str(uuid.uuid4())
-        intent = _event(wrapper, correlation_id, Phase.INTENT)
+        # Once, since a refusal changes the mechanism before the outcome is written.
+        tried: dict[str, str | int] = {
+            "backend": wrapper.name,
+            "master_key_version": wrapper.current_version,
+            "mechanism": wrapper.mechanism,
+        }
+        intent = _event(tried, correlation_id, Phase.INTENT)
         (reference,) = await uninterrupted(self._journal.append(intent))
         success, reason, began = False, "INTERRUPTED", perf_counter()
         try:
             await wrapper.check()
             success, reason = True, ""
+        except MechanismRefused:
+            reason = "MECHANISM_REFUSED"
+            raise
         except HsmError as error:
             mapped = map_hsm_error(error)
             reason = mapped.reason
@@ -44,7 +80,7 @@ class MasterKeyProbe:
             self._meter.hsm(wrapper.name, "hsm.probe", reason or "ok", perf_counter() - began)
             # Also where health's deadline cancels it: a hanging HSM must leave no intent open.
             outcome = _event(
-                wrapper,
+                tried,
                 correlation_id,
                 Phase.OUTCOME,
                 success=success,
@@ -55,7 +91,7 @@ class MasterKeyProbe:
 
 
 def _event(
-    wrapper: KeyWrapper,
+    tried: Mapping[str, str | int],
     correlation_id: str,
     phase: Phase,
     *,
@@ -71,9 +107,5 @@ def _event(
         success=success,
         reason=reason,
         intent_index=intent_index,
-        details={
-            "backend": wrapper.name,
-            "master_key_version": wrapper.current_version,
-            "mechanism": wrapper.mechanism,
-        },
+        details=dict(tried),
     )

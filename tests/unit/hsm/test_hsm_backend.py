@@ -82,7 +82,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "awskms:///secret", "file:/secret", "secret", "pkcs12:x?pin-value=secret"]
+    "uri", ["", "azurekms:///secret", "file:/secret", "secret", "pkcs12:x?pin-value=secret"]
 )
 async def test_unknown_schemes(uri: str) -> None:
     """A scheme that this build does not know is refused with those that it knows, unquoted."""

@@ -4,13 +4,14 @@ import asyncio
 import threading
 from typing import Any
 
-import pkcs11.exceptions
 import pytest
 
 from fixtures.softhsm import MakeToken, opened
 from ironwork_hsm import BackendOptions, Unavailable
 from ironwork_hsm.pkcs11 import backend as module
-from ironwork_hsm.pkcs11 import gcm
+from ironwork_hsm.pkcs11 import rung
+from ironwork_hsm.pkcs11.errors import DeviceAnswer
+from ironwork_hsm.pkcs11.gcm import CallerIv
 
 LONG = 30.0
 CONTEXT = b"context"
@@ -23,7 +24,7 @@ class SlowDecrypt:
         self.entered = threading.Event()
         self.release = threading.Event()
         self.results: list[bytearray] = []
-        self._real = gcm.open_sealed
+        self._real = rung.open_blob
 
     def __call__(self, *args: Any, **kwargs: Any) -> bytearray:
         self.entered.set()
@@ -38,8 +39,8 @@ class Wiped:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done = threading.Event()
-        self._real = module._wipe
-        monkeypatch.setattr(module, "_wipe", self)
+        self._real = module.wipe
+        monkeypatch.setattr(module, "wipe", self)
 
     def __call__(self, buffer: bytearray) -> None:
         self._real(buffer)
@@ -55,7 +56,7 @@ async def test_a_stalled_device_is_unavailable_in_time(
         wrapped = await backend.wrap(b"k" * 32, CONTEXT)
         with monkeypatch.context() as patch:
             wiped = Wiped(patch)
-            patch.setattr(gcm, "open_sealed", slow)
+            patch.setattr(rung, "open_blob", slow)
             patch.setattr(backend, "_options", BackendOptions(deadline_s=0.01))
             with pytest.raises(Unavailable, match="did not answer"):
                 await backend.unwrap(wrapped, CONTEXT)
@@ -73,7 +74,7 @@ async def test_a_cancelled_unwrap_leaves_no_plaintext(
     async with opened(make_token(with_key=True).uri) as backend:
         wrapped = await backend.wrap(b"k" * 32, CONTEXT)
         wiped = Wiped(monkeypatch)
-        monkeypatch.setattr(gcm, "open_sealed", slow)
+        monkeypatch.setattr(rung, "open_blob", slow)
         call = asyncio.create_task(backend.unwrap(wrapped, CONTEXT))
         await asyncio.to_thread(slow.entered.wait, LONG)
         call.cancel()
@@ -91,7 +92,7 @@ async def test_a_full_queue_is_busy_behind_the_interface(
     slow = SlowDecrypt()
     async with opened(make_token(with_key=True).uri, lanes=1, queue=2) as backend:
         wrapped = await backend.wrap(b"k" * 32, CONTEXT)
-        monkeypatch.setattr(gcm, "open_sealed", slow)
+        monkeypatch.setattr(rung, "open_blob", slow)
         inside = asyncio.create_task(backend.unwrap(wrapped, CONTEXT))
         await asyncio.to_thread(slow.entered.wait, LONG)
         waiting = [asyncio.create_task(backend.unwrap(wrapped, CONTEXT)) for _ in range(2)]
@@ -108,19 +109,19 @@ async def test_wrap_wipes_its_copy_of_the_data_key(
 ) -> None:
     """The copy that wrap makes is wiped when it is done, whether it worked or not."""
     copies: list[bytearray] = []
-    real = gcm.seal
+    real = CallerIv.wrap
 
-    def seal(key: Any, data: bytearray, **kwargs: Any) -> bytes:
-        copies.append(data)
-        assert data == b"k" * 32
+    def wrap(self: CallerIv, key: Any, data_key: bytearray, bound: bytes) -> bytes:
+        copies.append(data_key)
+        assert data_key == b"k" * 32
         if fail:
-            raise pkcs11.exceptions.DeviceError
-        return real(key, data, **kwargs)
+            raise DeviceAnswer(0x30)
+        return real(self, key, data_key, bound)
 
     async with opened(make_token(with_key=True).uri) as backend:
-        monkeypatch.setattr(gcm, "seal", seal)
+        monkeypatch.setattr(CallerIv, "wrap", wrap)
         if fail:
-            with pytest.raises(Unavailable, match="DeviceError"):
+            with pytest.raises(Unavailable, match="0x030"):
                 await backend.wrap(b"k" * 32, CONTEXT)
         else:
             await backend.wrap(b"k" * 32, CONTEXT)
@@ -132,7 +133,7 @@ async def test_check_notices_a_device_that_does_not_decrypt(
 ) -> None:
     """A failed round trip is Unavailable."""
     async with opened(make_token(with_key=True).uri) as backend:
-        monkeypatch.setattr(gcm, "round_trip", lambda key: False)
+        monkeypatch.setattr(rung, "round_trip", lambda *_: rung.Trial.FAILS)
         with pytest.raises(Unavailable, match="has just encrypted"):
             await backend.check()
 

@@ -45,6 +45,8 @@ URIS = st.builds(
     slot_id=st.none() | st.integers(0, 2**64 - 1),
     module_path=paths(),
     pin_source=paths(),
+    init_args=st.none() | text_of(60),
+    mechanism=st.none() | text_of(20),
 ).filter(lambda uri: (uri.token, uri.serial, uri.slot_id) != (None, None, None))
 
 
@@ -62,6 +64,17 @@ def test_a_whole_uri() -> None:
         module_path=Path("/usr/lib/m.so"),
         pin_source=Path("/run/p n"),
     )
+
+
+def test_vendor_attributes() -> None:
+    """What a library wants at its start and a pinned mechanism stand in the query."""
+    uri = parse_pkcs11_uri(
+        f"pkcs11:token=t;object=o{QUERY}&ironwork-mechanism=aes-256-gcm"
+        "&ironwork-init-args=configdir='sql:/d'%20secmod=''"
+    )
+    assert uri.init_args == "configdir='sql:/d' secmod=''"
+    assert uri.mechanism == "aes-256-gcm"
+    assert "ironwork" not in uri.name
 
 
 @settings(deadline=None)  # a slow machine is no failure
@@ -176,6 +189,8 @@ def test_pin_value_is_refused_by_name(uri: str) -> None:
         f"module-path=/m&pin-source=|{SECRET}",
         f"module-path=/m&module-path={SECRET}",
         f"module-path=/m&pin-source=file:/p&x={SECRET}",
+        f"module-path=/m&pin-source=file:/p&ironwork-init-args={SECRET}%00",
+        f"module-path=/m&pin-source=file:/p&ironwork-mechanism={SECRET} ",
         f"module-path=/m&pin-source=file:/p {SECRET}",
         f"module-path=/m&pin-source=file:{SECRET}/",
     ],

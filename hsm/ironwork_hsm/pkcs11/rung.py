@@ -1,0 +1,92 @@
+"""What a mechanism of the ladder is, and how one is tried: by a real round trip."""
+
+import hmac
+from enum import Enum, auto
+from typing import Protocol
+
+from ironwork_hsm.interface import BlobRejected, HsmError, Unavailable
+from ironwork_hsm.pkcs11.blob import DATA_KEY_BYTES, wipe
+from ironwork_hsm.pkcs11.errors import DeviceAnswer, NotOffered
+from ironwork_hsm.pkcs11.keys import KeyKind
+from ironwork_hsm.pkcs11.raw import Parameter
+
+_CANARY = bytes(range(DATA_KEY_BYTES))
+_CANARY_BOUND = b"ironwork-canary-v1"
+
+
+class DeviceKey(Protocol):
+    """One key on one lane (raw.RawKey). Each method is one operation in the device; its result is
+    the caller's to wipe. Raises DeviceAnswer.
+    """
+
+    def encrypt(self, mechanism: int, parameter: Parameter, data: bytearray) -> bytearray: ...
+
+    def decrypt(self, mechanism: int, parameter: Parameter, data: bytearray) -> bytearray: ...
+
+    def sign(self, mechanism: int, data: bytearray) -> bytearray: ...
+
+
+class Rung(Protocol):
+    """One mechanism. Stateless; wrap and unwrap are one operation in the device each."""
+
+    @property
+    def mechanism(self) -> str:
+        """Its name in blobs."""
+
+    @property
+    def kind(self) -> KeyKind:
+        """The kind of key that it needs."""
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether it is the device that finds out that a blob is wrong."""
+
+    def wrap(self, key: DeviceKey, data_key: bytearray, bound: bytes) -> bytes:
+        """The blob. bound: what it shall be bound to. Raises DeviceAnswer, NotOffered."""
+
+    def unwrap(self, key: DeviceKey, blob: bytes, bound: bytes) -> bytearray:
+        """The data key, for the caller to wipe. Raises BlobRejected, DeviceAnswer."""
+
+
+class Trial(Enum):
+    """How a round trip ended."""
+
+    WORKS = auto()
+    REFUSED = auto()  # the device does not offer this mechanism with this key
+    FAILS = auto()  # it does, but not now, or wrongly
+
+
+def open_blob(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes, *, canary: Rung) -> bytearray:
+    """rung.unwrap, and where its failure may be the blob's fault or the device's, find out which.
+
+    Then, and only then, the device is asked for a round trip more, by canary: the rung that wraps
+    now, since the one that made the blob may be one that the device no longer offers. Raises
+    BlobRejected, Unavailable, DeviceAnswer.
+    """
+    try:
+        return rung.unwrap(key, blob, bound)
+    except DeviceAnswer as answer:
+        if not (rung.authenticates and answer.ambiguous):
+            raise
+    # Outside the handler, so that what follows carries no foreign error as its context.
+    if round_trip(canary, key) is Trial.WORKS:
+        raise BlobRejected("The wrapped key does not open in this context.")
+    raise Unavailable("The HSM fails to decrypt what it has just encrypted.")
+
+
+def round_trip(rung: Rung, key: DeviceKey) -> Trial:
+    """Whether this key, on this lane, wraps and unwraps a known value by this mechanism now."""
+    canary = bytearray(_CANARY)
+    try:
+        blob = rung.wrap(key, canary, _CANARY_BOUND)
+        opened = rung.unwrap(key, blob, _CANARY_BOUND)
+    except NotOffered:
+        return Trial.REFUSED
+    except DeviceAnswer as answer:
+        return Trial.REFUSED if answer.refused else Trial.FAILS
+    except HsmError:
+        return Trial.FAILS
+    works = hmac.compare_digest(opened, _CANARY)
+    wipe(opened)
+    # A device that does not encrypt at all must not pass either.
+    return Trial.WORKS if works and _CANARY not in blob else Trial.FAILS

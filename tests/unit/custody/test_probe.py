@@ -1,0 +1,93 @@
+"""Probing the master key finds its mechanism, and every trial is in the log."""
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fixtures.journal_events import entries
+from fixtures.models import MakeModel, through
+from fixtures.softhsm import SharedToken, opened
+from ironwork_hsm import MAX_TRIALS, HsmError, MechanismRefused
+from ironwork_server.core.errors import Unavailable
+from ironwork_server.custody.probe import MasterKeyProbe
+from ironwork_server.journal import FileJournal
+
+
+class Refusing:
+    """A wrapper whose device refuses its mechanism, as often as it is asked."""
+
+    name = "pkcs11:token=t;object=o"
+    current_version = 1
+    mechanism = "aes-256-gcm"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def check(self) -> None:
+        self.asked += 1
+        raise MechanismRefused("no")
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[FileJournal]:
+    """A real journal in tmp_path/audit."""
+    made = FileJournal.open(tmp_path / "audit", "ironwork.test/probe")
+    yield made
+    await made.close()
+
+
+async def test_every_trial_of_a_mechanism_is_recorded(
+    journal: FileJournal,
+    tmp_path: Path,
+    make_model: MakeModel,
+    shared_token: SharedToken,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A fall-back is an intent and an outcome for each mechanism, and a warning; never silent."""
+    uri = through(shared_token("DEVICE_IV"), make_model("DEVICE_IV"), object_label="probed")
+    async with opened(uri, allow_missing=True) as wrapper:
+        await wrapper.create_version()
+        with caplog.at_level(logging.WARNING):
+            await MasterKeyProbe([wrapper], journal).check()
+        await MasterKeyProbe([wrapper], journal).check()
+    events = [entry.event for entry in entries(tmp_path / "audit")]
+    assert {event.operation for event in events} == {"hsm.probe"}
+    assert [
+        (event.details["mechanism"], event.phase, event.success, event.reason) for event in events
+    ] == [
+        ("aes-256-gcm", "intent", None, ""),
+        ("aes-256-gcm", "outcome", False, "MECHANISM_REFUSED"),
+        ("aes-256-gcm-device-iv", "intent", None, ""),
+        ("aes-256-gcm-device-iv", "outcome", True, ""),
+        ("aes-256-gcm-device-iv", "intent", None, ""),
+        ("aes-256-gcm-device-iv", "outcome", True, ""),
+    ]
+    (record,) = caplog.records
+    assert record.msg == "hsm.mechanism_refused"
+    assert vars(record)["mechanism"] == "aes-256-gcm"
+    assert vars(record)["next_mechanism"] == "aes-256-gcm-device-iv"
+
+
+async def test_a_device_that_refuses_for_ever(journal: FileJournal, tmp_path: Path) -> None:
+    """A wrapper that never settles does not hold up the start; each trial is recorded."""
+    wrapper = Refusing()
+    with pytest.raises(Unavailable) as caught:
+        await MasterKeyProbe([wrapper], journal).check()  # type: ignore[list-item]
+    assert caught.value.reason == "MASTER_KEY_UNAVAILABLE"
+    assert wrapper.asked == MAX_TRIALS
+    assert len(list(entries(tmp_path / "audit"))) == 2 * MAX_TRIALS
+
+
+async def test_a_configuration_that_cannot_work_ends_the_probe(
+    journal: FileJournal, shared_token: SharedToken
+) -> None:
+    """Where the pinned mechanism does not fit the key, the probe says what to do."""
+    uri = shared_token("contract").uri_for("probed")
+    async with opened(uri, allow_missing=True) as wrapper:
+        await wrapper.create_version()
+    pinned = uri + "&ironwork-mechanism=hmac-sha256-derive"
+    async with opened(pinned, allow_missing=True) as wrapper:
+        with pytest.raises(HsmError, match="create a new version"):
+            await MasterKeyProbe([wrapper], journal).check()

@@ -1,0 +1,211 @@
+"""Each mechanism by itself: known answers, devices that misbehave, and whose fault it was."""
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.softkey import SoftKey
+from ironwork_hsm import BlobRejected, Unavailable
+from ironwork_hsm.pkcs11.errors import DeviceAnswer, NotOffered
+from ironwork_hsm.pkcs11.gcm import AppendedIv, CallerIv, DeviceIv
+from ironwork_hsm.pkcs11.ladder import RUNGS
+from ironwork_hsm.pkcs11.rung import Rung, Trial, open_blob, round_trip
+
+VECTORS = json.loads(Path(__file__).with_name("wrap_vectors.json").read_text())["vectors"]
+SECRET = bytes(range(32))
+BOUND = b"bound to this"
+# Those that any device with the mechanism serves; the other two want their device's habit.
+PLAIN = [RUNGS[name] for name in ("aes-256-gcm", "hmac-sha256-derive", "aes-256-cbc-seed")]
+
+
+def named(rung: Rung) -> str:
+    return rung.mechanism
+
+
+def opened(rung: Rung, key: SoftKey, blob: bytes, bound: bytes) -> bytearray:
+    return open_blob(rung, key, blob, bound, canary=rung)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["comment"])
+def test_known_answers(vector: dict[str, Any]) -> None:
+    """Blobs that were made by other code from the documented layout open, or do not, as it says."""
+    key = SoftKey(bytes.fromhex(vector["master_key"]), bad_tag=0x40)
+    rung = RUNGS[vector["mechanism"]]
+    blob, bound = bytes.fromhex(vector["blob"]), bytes.fromhex(vector["bound"])
+    if vector["result"] == "valid":
+        assert opened(rung, key, blob, bound).hex() == vector["data_key"]
+    else:
+        with pytest.raises(BlobRejected):
+            opened(rung, key, blob, bound)
+
+
+def test_every_mechanism_has_known_answers_of_both_kinds() -> None:
+    """Each mechanism's layout is fixed by a blob that opens and by blobs that do not."""
+    seen = {(vector["mechanism"], vector["result"]) for vector in VECTORS}
+    assert seen == {(name, result) for name in RUNGS for result in ("valid", "invalid")}
+
+
+def test_layouts_differ() -> None:
+    """No two mechanisms have a layout byte in common."""
+    layouts = {v["mechanism"]: v["blob"][:2] for v in VECTORS if v["result"] == "valid"}
+    assert sorted(layouts.values()) == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("rung", PLAIN, ids=named)
+def test_one_operation_each(rung: Rung) -> None:
+    """A wrap is exactly one operation in the device, an unwrap another, a rejection no more."""
+    key = SoftKey(SECRET, bad_tag=0x40)
+    blob = rung.wrap(key, bytearray(32), BOUND)
+    assert len(key.operations) == 1
+    opened(rung, key, blob, BOUND)
+    assert len(key.operations) == 2
+    with pytest.raises(BlobRejected):
+        opened(rung, key, blob, b"another")
+    assert len(key.operations) == 3
+
+
+def test_an_ambiguous_answer_costs_one_round_trip_more() -> None:
+    """Where a rejection may be the device's fault, one round trip decides, and nothing else."""
+    key = SoftKey(SECRET, bad_tag=0x05)
+    blob = CallerIv().wrap(key, bytearray(32), BOUND)
+    key.operations.clear()
+    with pytest.raises(BlobRejected):
+        opened(CallerIv(), key, blob, b"another")
+    assert key.operations == ["decrypt", "encrypt", "decrypt"]
+
+
+@pytest.mark.parametrize("code", [0x05, 0x06, 0x20, 0x80000001])
+def test_an_ambiguous_failure_on_a_sound_device_is_the_blobs(code: int) -> None:
+    """A code that may mean anything is the blob's fault where the device works otherwise."""
+    key = SoftKey(SECRET, bad_tag=code)
+    blob = CallerIv().wrap(key, bytearray(32), BOUND)
+    with pytest.raises(BlobRejected) as caught:
+        opened(CallerIv(), key, blob, b"another")
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("code", [0x05, 0x06, 0x80000001])
+def test_an_ambiguous_failure_on_a_sick_device_is_the_devices(code: int) -> None:
+    """The same code where the device does not work at all is Unavailable, never BlobRejected."""
+    key = SoftKey(SECRET)
+    blob = CallerIv().wrap(key, bytearray(32), BOUND)
+    key.sick = code
+    with pytest.raises(Unavailable) as caught:
+        opened(CallerIv(), key, blob, BOUND)
+    assert caught.value.__context__ is None
+
+
+def test_the_canary_is_of_the_mechanism_that_wraps_now() -> None:
+    """A blob of a habit that the device has given up is still told from a sick device."""
+    key = SoftKey(SECRET)
+    vector = next(v for v in VECTORS if v["mechanism"] == "aes-256-gcm-device-iv")
+    with pytest.raises(BlobRejected):
+        open_blob(DeviceIv(), key, bytes.fromhex(vector["blob"]), b"another", canary=CallerIv())
+
+
+@pytest.mark.parametrize("rung", PLAIN, ids=named)
+def test_a_clear_device_failure_needs_no_canary(rung: Rung) -> None:
+    """A code that names the device passes through to the one seam."""
+    key = SoftKey(SECRET)
+    blob = rung.wrap(key, bytearray(32), BOUND)
+    key.sick = 0x30
+    key.operations.clear()
+    with pytest.raises(DeviceAnswer):
+        opened(rung, key, blob, BOUND)
+    assert len(key.operations) == 1
+
+
+@pytest.mark.parametrize("name", ["hmac-sha256-derive", "aes-256-cbc-seed"])
+def test_where_the_device_cannot_tell_a_failure_is_never_the_blobs(name: str) -> None:
+    """A device that only derives or decrypts a seed knows no wrong blob: its failure is its own."""
+    key = SoftKey(SECRET)
+    blob = RUNGS[name].wrap(key, bytearray(32), BOUND)
+    key.sick = 0x05
+    with pytest.raises(DeviceAnswer):
+        opened(RUNGS[name], key, blob, BOUND)
+
+
+@pytest.mark.parametrize("rung", PLAIN, ids=named)
+def test_a_round_trip_tells_works_refused_and_fails_apart(rung: Rung) -> None:
+    """A device that refuses the mechanism is told from one that fails at it."""
+    assert round_trip(rung, SoftKey(SECRET)) is Trial.WORKS
+    for refusal in (0x07, 0x54, 0x63, 0x68, 0x70, 0x71):
+        assert round_trip(rung, SoftKey(SECRET, sick=refusal)) is Trial.REFUSED
+    for fault in (0x05, 0x30, 0x82, 0x101, 0x40):
+        assert round_trip(rung, SoftKey(SECRET, sick=fault)) is Trial.FAILS
+
+
+@pytest.mark.parametrize("rung", list(RUNGS.values()), ids=named)
+@pytest.mark.parametrize("length", [0, 16, 33, 64])
+def test_results_of_other_lengths_are_not_used(rung: Rung, length: int) -> None:
+    """What a device gives in another length than the mechanism's is thrown away."""
+    assert round_trip(rung, SoftKey(SECRET, result=lambda _: bytes(length))) is Trial.REFUSED
+
+
+def test_a_device_that_does_not_encrypt_is_not_sound() -> None:
+    """A round trip through a device that returns the plaintext fails."""
+
+    class Clear(SoftKey):
+        def encrypt(self, mechanism: int, parameter: Any, data: bytearray) -> bytearray:
+            return bytearray(data) + bytes(16)
+
+        def decrypt(self, mechanism: int, parameter: Any, data: bytearray) -> bytearray:
+            return data[:32]
+
+    assert round_trip(CallerIv(), Clear(SECRET)) is Trial.FAILS
+    seed = SoftKey(SECRET)
+    seed.encrypt = lambda mechanism, parameter, data: bytearray(data)  # type: ignore[method-assign]
+    assert round_trip(RUNGS["aes-256-cbc-seed"], seed) is Trial.REFUSED
+
+
+def test_zeros_that_stay_zeros_are_never_an_iv() -> None:
+    """A device that takes 12 zero bytes as they are makes no blob: they would be used twice."""
+    key = SoftKey(SECRET)
+    with pytest.raises(NotOffered):
+        DeviceIv().wrap(key, bytearray(32), BOUND)
+    assert key.operations == ["encrypt"]
+
+
+def test_an_iv_that_the_device_changed_is_not_ours() -> None:
+    """A device that writes an IV of its own is not used as one that takes ours."""
+
+    class Writing(SoftKey):
+        def encrypt(self, mechanism: int, parameter: Any, data: bytearray) -> bytearray:
+            sealed = super().encrypt(mechanism, parameter, data)
+            ctypes.memmove(parameter.iv, b"\xff" * 12, 12)
+            return sealed
+
+    with pytest.raises(NotOffered):
+        CallerIv().wrap(Writing(SECRET), bytearray(32), BOUND)
+
+
+def test_zeros_are_never_an_appended_iv() -> None:
+    """A device that appends zeros instead of an IV makes no blob."""
+
+    class Appending(SoftKey):
+        def encrypt(self, mechanism: int, parameter: Any, data: bytearray) -> bytearray:
+            return bytearray(b"x" * 48 + bytes(16))
+
+    with pytest.raises(NotOffered):
+        AppendedIv().wrap(Appending(SECRET), bytearray(32), BOUND)
+
+
+def test_a_seed_of_another_length_is_the_devices_fault() -> None:
+    """A decryption that loses bytes says nothing of the blob."""
+    key = SoftKey(SECRET)
+    rung = RUNGS["aes-256-cbc-seed"]
+    blob = rung.wrap(key, bytearray(32), BOUND)
+    key.result = lambda result: result[:31]
+    with pytest.raises(Unavailable):
+        opened(rung, key, blob, BOUND)
+
+
+@pytest.mark.parametrize("rung", PLAIN, ids=named)
+def test_two_wraps_share_no_random_value(rung: Rung) -> None:
+    """IVs, salts, seeds and nonces are new for every wrap."""
+    key = SoftKey(SECRET)
+    blobs = {rung.wrap(key, bytearray(32), BOUND) for _ in range(50)}
+    assert len({blob[1:13] for blob in blobs}) == len({blob[-60:-48] for blob in blobs}) == 50
