@@ -342,9 +342,7 @@ class Gate:
 
     def _closed(self, closing: asyncio.Task[AuditEvent]) -> None:
         self._closing.discard(closing)
-        if closing.cancelled():
-            return
-        if closing.exception() is not None:
+        if closing.cancelled() or closing.exception() is not None:
             log.error("audit.outcome_lost")
         elif closing.result().reason == REASON_UNDECIDED:
             self._on_undecided(closing.result())
