@@ -13,9 +13,17 @@ from rich.text import Text
 from ironwork_audit.verify import Progress as Told
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a reader that is gone to `main`: rich would end the program with 1, which says
+        that something bad was found.
+        """
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output; long lines stay whole."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    return _Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
 
 def line(where: Console, mark: str, style: str, text: str) -> None:

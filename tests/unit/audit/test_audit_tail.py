@@ -160,11 +160,14 @@ def test_it_follows(tmp_path: Path) -> None:
         assert process.wait(30) == 1
 
 
-def test_a_reader_that_leaves(tmp_path: Path) -> None:
-    """`tail … | head -1` ends quietly."""
+@pytest.mark.parametrize(
+    "arguments", ["export {}", "tail {} --no-follow -n 600", "tail {} --no-follow -n 600 --json"]
+)
+def test_a_reader_that_leaves(arguments: str, tmp_path: Path) -> None:
+    """`tail … | head -1` ends quietly, with 0: nothing bad was found."""
     write_log(tmp_path / "log", ENTRIES)
     command = f"{sys.executable} -c 'from ironwork_audit.cli.main import main; exit(main())'"
-    line = f"set -o pipefail; {command} export {tmp_path}/log | head -n 1"
+    line = f"set -o pipefail; {command} {arguments.format(tmp_path / 'log')} | head -n 1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.strip() == ENTRIES[0]
+    assert len(done.stdout.splitlines()) == 1
