@@ -93,7 +93,7 @@ def _is_address(text: bytes) -> bool:
 
 def _compile(origin: str) -> re.Pattern[bytes]:
     resource = r'\{{"type":"{}","uid":"{}"\}}'
-    key = resource.format("key", _text(fields.KEY_ID))
+    key = resource.format("key", _text(fields.KEY_ID, empty=False))
     octet = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
     product = re.escape(json.dumps(PRODUCT, sort_keys=True, separators=(",", ":")))
     principal = _text(fields.PRINCIPAL, empty=False)

@@ -1,5 +1,6 @@
 """The quick check of an entry never takes what the strict parser would not."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.tlog_made import NOW, ORIGIN, call_event, made_entry, rendered
-from ironwork_audit import DETAILS, EVENT, INTENT, OUTCOME, Event, NotAnEvent, parse
+from ironwork_audit import DETAILS, EVENT, INTENT, OUTCOME, Event, NotAnEvent, fields, parse
 from ironwork_audit.event import from_timestamp, to_timestamp
 from ironwork_audit.fields import Flag, Number, Text
+from ironwork_audit.ocsf import dump
 from ironwork_audit.verify_entry import EntryChecker, Facts, _compile
 
 CHECKER = EntryChecker(ORIGIN)
@@ -156,3 +158,55 @@ def test_times_far_away_are_left_to_the_parser() -> None:
     """Times beyond the quick check's digits are read all the same."""
     event = call_event(5, time=NOW + timedelta(days=365 * 5000))
     assert CHECKER.check(rendered(event, 5), 5).time_ms == to_timestamp(event.time)
+
+
+def put(document: Any, path: str, value: object) -> None:
+    *parents, last = path.split("/")
+    for name in parents:
+        document = document[int(name)] if isinstance(document, list) else document[name]
+    document[last] = value
+
+
+# Every value of an entry, by its place, with those that must say the same.
+PLACES: dict[str, tuple[Text | Number | Flag, tuple[str, ...]]] = {
+    "principal": (fields.PRINCIPAL, ("actor/user/uid",)),
+    "operation": (fields.OPERATION, ("metadata/event_code", "api/operation")),
+    "correlation": (fields.CORRELATION_ID, ("metadata/correlation_uid",)),
+    "workspace": (fields.WORKSPACE, ("metadata/tenant_uid", "resources/0/uid")),
+    "key": (fields.KEY_ID, ("resources/1/uid",)),
+    "reason": (fields.REASON, ("status_detail",)),
+    "peer": (fields.PEER, ("src_endpoint/name",)),
+    "sequence": (fields.SEQUENCE, ("metadata/sequence",)),
+    "intent": (fields.SEQUENCE, ("unmapped/intent_index",)),
+    "role": (fields.ROLE, ("unmapped/role",)),
+    "task": (fields.CLAIM, ("unmapped/task",)),
+    "agent": (fields.CLAIM, ("unmapped/agent",)),
+    **{name: (rule, (f"unmapped/{name}",)) for name, rule in DETAILS.items()},
+}
+
+
+def at_the_bounds(rule: Text | Number | Flag) -> list[object]:
+    """Values on both sides of each of a rule's bounds."""
+    match rule:
+        case Number(largest=largest):
+            return [-1, 0, 9, largest // 10, largest, largest + 1, largest * 10, True, "1", 1.0]
+        case Flag():
+            return [True, False, 0, 1, 2, "true"]
+        case Text(longest=longest):
+            fills = [character * length for character in "aA1 .!é" for length in (1, longest)]
+            beyond = [character * (longest + 1) for character in "aA1 "]
+            masks = [f"sk-ant-{'a' * n}…{'w' * m}" for n in (1, 8, 9) for m in (3, 4, 5)]
+            return ["", *fills, *beyond, *masks, "a\\b", 'a"b', "a\nb", "a\x7f", 1]
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_every_value_at_its_bounds(name: str) -> None:
+    """The quick check's bounds are the rules': the longest, the largest, the empty, one more."""
+    rule, paths = PLACES[name]
+    event = call_event(9, 8, reason="KEY_EXISTS", peer="unix:/run/a")
+    for value in at_the_bounds(rule):
+        document = json.loads(rendered(event, 9))
+        for path in paths:
+            put(document, path, value)
+        entry = dump(document)
+        assert quick(entry, 9) == strict(entry, 9), value
