@@ -15,5 +15,6 @@ _PARTS = (
     "server",
     "scene",
     "production",
+    "hsmd",
 )
 pytest_plugins = [f"fixtures.{part}" for part in _PARTS]

@@ -134,6 +134,7 @@ DETAILS: Final[Mapping[str, Rule]] = {
     "backend": _text(_VISIBLE, 512),
     "master_key_version": Number(),
     "mechanism": _text(_LABEL, 64),
+    "context_sha256": _text(r"[0-9a-f]*", 64),  # of what a blob is bound to; it is no secret
     "purpose": _text(_LABEL, 64),
     # Policy, certificates and identities.
     "policy_version": _text(_VISIBLE, 128),

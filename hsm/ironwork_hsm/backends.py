@@ -41,9 +41,15 @@ async def _open_gcp(uri: str, *, allow_missing: bool, options: BackendOptions) -
     return await open_gcp_kms(uri, allow_missing=allow_missing, options=options)
 
 
+async def _open_unix(uri: str, *, allow_missing: bool, options: BackendOptions) -> KeyWrapper:
+    from ironwork_hsm.remote import open_unix
+
+    return await open_unix(uri, allow_missing=allow_missing, options=options)
+
+
 # A further backend is one line here.
 _OPENERS: Mapping[str, Opener] = MappingProxyType(
-    {"pkcs11": _open_pkcs11, "awskms": _open_aws, "gcpkms": _open_gcp}
+    {"pkcs11": _open_pkcs11, "awskms": _open_aws, "gcpkms": _open_gcp, "unix": _open_unix}
 )
 
 

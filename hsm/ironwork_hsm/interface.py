@@ -11,6 +11,7 @@ HsmError
 ├── MechanismRefused     the device does not offer the mechanism just tried; check() tries the next
 ├── BlobRejected         this blob does not open in this context (moved, altered, or another key's)
 └── Unavailable          the device does not answer, or answered with a fault; worth another try
+    └── Busy             the device is sound, but this caller asks more than it may: a rate, a queue
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ class BlobRejected(HsmError): ...
 
 
 class Unavailable(HsmError): ...
+
+
+class Busy(Unavailable): ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,15 @@ class KeyWrapper(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class FrontsKeys(Protocol):
+    """A backend that unwraps for several master keys (the HSM process). Found by isinstance."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all of them, `name` included: unwrap takes what any of them wrapped."""
 
 
 @runtime_checkable

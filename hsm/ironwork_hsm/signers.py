@@ -66,11 +66,26 @@ async def _create_elsewhere(
     )
 
 
+async def _open_unix(uri: str, *, allow_missing: bool, options: BackendOptions) -> Signer:
+    from ironwork_hsm.remote import open_unix_signer
+
+    return await open_unix_signer(uri, allow_missing=allow_missing, options=options)
+
+
+async def _create_unix(
+    uri: str, *, algorithm: SignatureAlgorithm | None, options: BackendOptions
+) -> Signer:
+    raise ConfigurationError(
+        "The HSM process makes no keys for its clients; give the signing key's own URI."
+    )
+
+
 # A further kind of signer is one line here.
 _SCHEMES: Mapping[str, _Scheme] = MappingProxyType(
     {
         "pkcs11": _Scheme(_open_pkcs11, _create_pkcs11),
         "gcpkms": _Scheme(_open_gcp, _create_elsewhere),
+        "unix": _Scheme(_open_unix, _create_unix),
     }
 )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.hsmd import MakeHsmd
 from fixtures.migrated import NewStore
 from fixtures.production import Production
 from fixtures.softhsm import MakeToken
@@ -66,6 +67,15 @@ def test_a_dev_token(ready: Production, refusal: Refusal) -> None:
     uri = ready.token.uri.replace(ready.token.label, "ironwork-dev")
     ready.settings["master_key"] = {"uris": [ready.token.uri, uri]}
     assert refusal(ready).startswith("master_key.uris names the token ironwork-dev;")
+
+
+def test_a_dev_token_behind_the_hsm_process(
+    ready: Production, refusal: Refusal, make_token: MakeToken, make_hsmd: MakeHsmd
+) -> None:
+    """The process in front of a token that `dev` made hides nothing: its keys' names say it."""
+    hsmd = make_hsmd(token=make_token(label="ironwork-dev", with_key=True))
+    ready.settings["master_key"] = {"uris": [hsmd.uri]}
+    assert refusal(ready).startswith("master_key.uris leads to the token ironwork-dev;")
 
 
 def test_a_token_without_its_label(ready: Production, refusal: Refusal) -> None:
@@ -218,7 +228,7 @@ def test_an_identity_rule_that_cannot_be_used(
 
 def test_a_master_key_of_an_unknown_kind(ready: Production, refusal: Refusal) -> None:
     """A scheme that this build does not know is answered with those that it knows."""
-    ready.settings["master_key"] = {"uris": ["awskms:///alias/ironwork"]}
+    ready.settings["master_key"] = {"uris": ["azurekv:///ironwork"]}
     assert "it knows `pkcs11:`" in refusal(ready)
 
 

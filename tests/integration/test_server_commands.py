@@ -21,6 +21,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fixtures.agent import Agent, message_body
+from fixtures.hsmd import entries_of
 from fixtures.journal_events import entries
 from fixtures.processes import Dev, command, dev, server
 from fixtures.production import Production
@@ -186,7 +187,11 @@ def test_serve_runs_on_what_is_not_dev(production: Production, make_token: MakeT
         running.signal()
         assert running.wait() == 0
         names = [event["event"] for event in running.events()]
-        assert names[:2] == ["memory.overwrites_freed", "service.serving"]
+        assert names[:3] == [
+            "memory.overwrites_freed",
+            "hsm.pin_in_server",
+            "service.serving",
+        ]
         assert names[-2:] == ["signal.received", "service.draining"]
     operations = [entry.event.operation for entry in entries(production.folder / "audit")]
     assert (operations[0], operations[-1]) == ("service.start", "service.stop")
@@ -274,6 +279,33 @@ def test_the_simulators_keys_are_in_no_file(running: Dev) -> None:
         assert not leakcheck.search(key.encode(), files)
 
 
+def test_dev_holds_no_pin(running: Dev) -> None:
+    """The server asks the HSM process: the token's library is not in it, but in that process'
+    child, and every wrap and unwrap is on that process' own record.
+    """
+    server = psutil.Process(running.running.process.pid)
+    library = b"libsofthsm2.so"
+    assert library not in Path(f"/proc/{server.pid}/maps").read_bytes()
+    holding = [
+        process.pid
+        for process in server.children(recursive=True)
+        if library in Path(f"/proc/{process.pid}/maps").read_bytes()
+    ]
+    assert len(holding) == 1
+    with AuditClient(Profile.load(running.profile("auditor"))) as auditor:
+        asked = {
+            (record.parsed()["metadata"]["correlation_uid"], record.parsed()["api"]["operation"])  # type: ignore[index, call-overload]
+            for record in auditor.entries()
+            if b'"hsm.wrap"' in record.event or b'"hsm.unwrap"' in record.event
+        }
+    done = {
+        (entry.event.correlation_id, entry.event.operation)
+        for entry in entries_of(running.state / "hsmd" / "record")
+    }
+    assert asked
+    assert asked <= done
+
+
 def test_the_state_folder_is_private(running: Dev) -> None:
     """Nobody else reads the PIN, the CA's key, the database or the log, whoever made the folder."""
     assert running.state.stat().st_mode & 0o777 == 0o700
@@ -323,8 +355,8 @@ def test_serve_refuses_what_dev_made(
 
 
 def test_freed_memory_is_overwritten(running: Dev) -> None:
-    """`dev` and `serve` start themselves anew for that; its children, here the simulator, which is
-    no part of ours, do not inherit it.
+    """`dev` and `serve` start themselves anew for that, and the HSM process has it too; other
+    children, here the simulator, which is no part of ours, do not inherit it.
     """
     first = running.running.events()[0]
     assert (first["event"], first["level"]) == ("memory.overwrites_freed", "info")
@@ -335,7 +367,7 @@ def test_freed_memory_is_overwritten(running: Dev) -> None:
             *psutil.Process(running.running.process.pid).children(),
         )
     ]
-    assert [b"PYTHONMALLOC=malloc" in each for each in environments] == [True, False]
+    assert [b"PYTHONMALLOC=malloc" in each for each in environments] == [True, True, False]
 
 
 @pytest.mark.usefixtures("quiet")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ironwork_hsm import FrontsKeys, KeyWrapper
 from ironwork_hsm.uri import parse_pkcs11_uri
 from ironwork_server import store
 from ironwork_server.access.errors import AccessConfigurationError
@@ -32,6 +33,13 @@ def check_tls(tls: ServerTls) -> None:
             raise AccessConfigurationError(
                 f"tls.{name}", f"comes from a throw-away CA{_NOT_IN_PRODUCTION}"
             )
+
+
+def check_master_key(wrapper: KeyWrapper) -> None:
+    """Refuse a dev token also where the HSM process holds it. Errors: StartupError."""
+    names = wrapper.names if isinstance(wrapper, FrontsKeys) else {wrapper.name}
+    if any(f":token={TOKEN_LABEL}" in name for name in names):
+        raise StartupError(f"master_key.uris leads to the token {TOKEN_LABEL}{_NOT_IN_PRODUCTION}")
 
 
 def _refuse_dev_certificates(settings: Settings) -> None:

@@ -100,16 +100,20 @@ async def running(
     *,
     freshness_s: float = FRESHNESS_S,
     check_tls: Callable[[ServerTls], None] = lambda _: None,
+    check_master_key: Callable[[KeyWrapper], None] = lambda _: None,
 ) -> AsyncIterator[Service]:
     """Build and start everything; drain and take it down at the end. Errors: StartupError.
 
     check_tls: raises AccessConfigurationError for certificates that are not to be used, also for
-    those that come while serving.
+    those that come while serving. check_master_key: raises StartupError for a backend that is not
+    to be used.
     """
     refuse_debugging_loop(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
         try:
-            service = await _start(stack, settings, endpoint, freshness_s, check_tls)
+            service = await _start(
+                stack, settings, endpoint, freshness_s, check_tls, check_master_key
+            )
         except (AccessConfigurationError, JournalError, HsmError) as error:
             # These are ours, and their texts are written for an operator.
             raise StartupError(str(error)) from None
@@ -127,6 +131,7 @@ async def _start(
     endpoint: UpstreamEndpoint,
     freshness_s: float,
     check_tls: Callable[[ServerTls], None],
+    check_master_key: Callable[[KeyWrapper], None],
 ) -> Service:
     meter = PrometheusMeter(workspaces=settings.metrics.workspaces)
     log_file = FileJournal.open(settings.audit.folder, settings.audit.origin)
@@ -137,6 +142,8 @@ async def _start(
     policy = await _watch_policy(stack, settings, records)
     tls = await _watch_tls(stack, settings, records, meter, check_tls)
     wrappers = [await _open_wrapper(stack, uri) for uri in settings.master_key.uris]
+    for wrapper in wrappers:
+        check_master_key(wrapper)
     probe = MasterKeyProbe(wrappers, journal, meter=meter)
     await probe.check()
     opened = open_store(settings.store.url)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ironwork_server.app import logs
 from ironwork_server.app.allocator import overwrite_freed, tell
+from ironwork_server.app.dev.hsmd import hsmd
 from ironwork_server.app.dev.simulator import Simulator, simulator
 from ironwork_server.app.dev.state import DevState, open_state, settings_of, write_profiles
 from ironwork_server.app.service import running
@@ -70,8 +71,9 @@ async def _dev(
 ) -> None:
     with stop_signals() as stop:
         state = await open_state(folder)
-        settings = settings_of(state, listen=listen, log_level=log_level)
         async with AsyncExitStack() as stack:
+            hsm = await stack.enter_async_context(hsmd(state.folder / "hsmd", state.token))
+            settings = settings_of(state, hsm=hsm, listen=listen, log_level=log_level)
             beside = None
             if endpoint is None:
                 beside = await stack.enter_async_context(simulator(state, pace_s=pace_s))

@@ -11,6 +11,8 @@ from time import perf_counter
 
 from ironwork_hsm import (
     BlobRejected,
+    Busy,
+    FrontsKeys,
     HsmError,
     KeyMissing,
     KeyWrapper,
@@ -35,6 +37,7 @@ from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.uninterrupted import checkpoint
 
 HSM_RETRY_S = 5.0
+BUSY_RETRY_S = 1.0
 # AES-GCM's tag, which the stored ciphertext holds and the key does not.
 TAG_BYTES = 16
 
@@ -51,7 +54,9 @@ class Vault:
         meter: Meter = SILENT,
     ) -> None:
         self._wrapping = wrappers[0]
-        self._by_name: Mapping[str, KeyWrapper] = {wrapper.name: wrapper for wrapper in wrappers}
+        self._by_name: Mapping[str, KeyWrapper] = {
+            name: wrapper for wrapper in wrappers for name in _names(wrapper)
+        }
         self._store = store
         self._on_health = on_health
         self._meter = meter
@@ -132,7 +137,7 @@ class Vault:
             "hsm.unwrap",
             key_id,
             purpose=_purpose(key_id),
-            backend=wrapper.name,
+            backend=wrapped.backend,
             master_key_version=wrapped.key_version,
             mechanism=wrapped.mechanism,
         ):
@@ -154,7 +159,8 @@ class Vault:
         except HsmError as error:
             mapped = map_hsm_error(error)
             reason = mapped.reason
-            self._on_health(not isinstance(mapped, Unavailable))
+            # A device that says that we ask for too much is a sound one.
+            self._on_health(isinstance(error, Busy) or not isinstance(mapped, Unavailable))
             raise mapped from None
         finally:
             self._meter.hsm(
@@ -188,6 +194,11 @@ def key_length(row: StoredKey) -> int:
     return len(row.sealed.ciphertext) - TAG_BYTES
 
 
+def _names(wrapper: KeyWrapper) -> frozenset[str]:
+    """Whose blobs it unwraps: its own, and those of what it fronts."""
+    return wrapper.names if isinstance(wrapper, FrontsKeys) else frozenset({wrapper.name})
+
+
 def _purpose(key_id: str) -> str:
     """What is wrapped: a key's data key, or the pepper, which belongs to no key."""
     return "data-key" if key_id else "pepper"
@@ -213,6 +224,12 @@ def map_hsm_error(error: HsmError) -> IronworkError:
         )
     if isinstance(error, PinRefused):
         return Unavailable("The HSM refused the PIN.", reason="MASTER_KEY_PIN_REFUSED")
+    if isinstance(error, Busy):
+        return Unavailable(
+            "The HSM is asked for more than it may do at once; try again.",
+            reason="MASTER_KEY_BUSY",
+            retry_after_s=BUSY_RETRY_S,
+        )
     return Unavailable(
         "The HSM does not answer.", reason="MASTER_KEY_UNAVAILABLE", retry_after_s=HSM_RETRY_S
     )

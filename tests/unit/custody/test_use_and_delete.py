@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ironwork_hsm import BlobRejected, KeyMissing, PinRefused
+from ironwork_hsm import BlobRejected, Busy, KeyMissing, PinRefused
 from ironwork_hsm import Unavailable as HsmUnavailable
 from ironwork_server.core.errors import (
     DataLoss,
@@ -191,6 +191,26 @@ async def test_a_record_of_an_unknown_backend_names_it(custody: Custody) -> None
     assert "elsewhere" in refused.value.metadata["backend"]
 
 
+async def test_a_wrapper_in_front_of_others_opens_what_they_wrapped(custody: Custody) -> None:
+    """A backend that fronts several master keys is asked for the rows of each of them, and the log
+    names the one that a row is under.
+    """
+    await add(custody)
+    row = await custody.store.current(WORKSPACE)
+    assert row is not None
+    older = "pkcs11:token=older;object=master"
+    custody.wrapper.names = frozenset({custody.wrapper.name, older})
+    vault = Vault([custody.wrapper], custody.store)
+    wrapped = replace(row.sealed.wrapped, backend=older)
+    moved = replace(row, sealed=replace(row.sealed, wrapped=wrapped))
+    async with custody.admit(Action.WITH_KEY) as permit:
+        # SoftHSM has no such key, so its own answer comes back: it was asked.
+        with pytest.raises(DataLoss):
+            await vault.unwrap(permit, moved)
+    asked = next(e for e in reversed(custody.entries()) if e.event.operation == "hsm.unwrap")
+    assert asked.event.details["backend"] == older
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "reason", "healthy"),
     [
@@ -198,6 +218,7 @@ async def test_a_record_of_an_unknown_backend_names_it(custody: Custody) -> None
         (KeyMissing("x"), Unavailable, "MASTER_KEY_VERSION_MISSING", False),
         (PinRefused("x"), Unavailable, "MASTER_KEY_PIN_REFUSED", False),
         (HsmUnavailable("x"), Unavailable, "MASTER_KEY_UNAVAILABLE", False),
+        (Busy("x"), Unavailable, "MASTER_KEY_BUSY", True),
     ],
 )
 async def test_each_fault_of_the_hsm_has_its_own_answer(

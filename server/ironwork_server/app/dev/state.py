@@ -2,6 +2,7 @@
 
 DEV            the mark, and the lock that keeps a second server out
 hsm/           SoftHSM's token and PIN          db/      the database
+hsmd/          the HSM process: socket, record, settings
 audit/         the audit log                    pki/     the throw-away CA
 policy/        Cedar policies, yours to edit    profiles/  one client profile for each role
 simulator/     the Anthropic simulator's certificate and log
@@ -20,13 +21,12 @@ from ironwork_hsm.pkcs11.softhsm import (
     config_environment,
     create_token,
     token_uri,
-    use_config,
 )
 from ironwork_server import store
 from ironwork_server.access.policy import write_default_policies
 from ironwork_server.access.rules import DEFAULT_RULES
+from ironwork_server.app.dev.hsmd import create_first
 from ironwork_server.app.devpki import DEV_TRUST_DOMAIN, DevCa, write_client_profile
-from ironwork_server.app.master_key import create_first
 from ironwork_server.app.settings import Settings, validated
 from ironwork_server.app.startup import StartupError
 
@@ -70,9 +70,7 @@ async def open_state(folder: Path) -> DevState:
     lock = _take(folder)
     for name in ("db", "audit", "pki", "policy", "profiles", "simulator"):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
-    token = _token(folder)
-    use_config(token.config)
-    await create_first(token.uri, audit=folder / "audit", origin=ORIGIN)
+    token = await _token(folder)
     state = DevState(folder, _authority(folder / "pki"), token, lock)
     store.upgrade(state.store_url)
     store.mark(state.store_url, store.DEV)
@@ -83,8 +81,8 @@ async def open_state(folder: Path) -> DevState:
     return state
 
 
-def settings_of(state: DevState, *, listen: str, log_level: str) -> Settings:
-    """The settings that a dev server runs with. Errors: SettingsError."""
+def settings_of(state: DevState, *, hsm: str, listen: str, log_level: str) -> Settings:
+    """The settings of a dev server. hsm: the HSM process' URI. Errors: SettingsError."""
     pki = state.folder / "pki"
     return validated(
         {
@@ -101,7 +99,7 @@ def settings_of(state: DevState, *, listen: str, log_level: str) -> Settings:
                 "rules": [{"path": rule.path, "role": rule.role} for rule in DEFAULT_RULES],
             },
             "policy": {"folder": state.folder / "policy"},
-            "master_key": {"uris": [state.token.uri]},
+            "master_key": {"uris": [hsm]},
             "store": {"url": state.store_url},
             "audit": {"folder": state.folder / "audit", "origin": ORIGIN},
             "metrics": {"listen": "127.0.0.1:0", "workspaces": [WORKSPACE]},
@@ -147,7 +145,7 @@ def _empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def _token(state: Path) -> SoftHsmToken:
+async def _token(state: Path) -> SoftHsmToken:
     folder = state / "hsm"
     config, pin, so_pin = folder / "softhsm2.conf", folder / "pin", folder / "so-pin"
     # The database is made after the token and the master key in it.
@@ -162,7 +160,9 @@ def _token(state: Path) -> SoftHsmToken:
         )
     # What a start that was broken off left behind may be half a token, and wraps nothing yet.
     shutil.rmtree(folder, ignore_errors=True)
-    return create_token(folder, TOKEN_LABEL)
+    token = create_token(folder, TOKEN_LABEL)
+    await create_first(state / "hsmd", token)
+    return token
 
 
 def _authority(folder: Path) -> DevCa:

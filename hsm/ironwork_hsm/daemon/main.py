@@ -1,0 +1,91 @@
+"""`ironwork-hsmd`: serve (the default), status, create."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ironwork_hsm.daemon import logs, settings
+from ironwork_hsm.daemon.hardening import deny_memory_reads, end_with_parent, overwrite_freed
+from ironwork_hsm.interface import ConfigurationError, HsmError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Exit codes: 0 done (status: healthy), 1 refused or failed (the reason is on
+    standard error; status: not healthy), 2 wrong usage, 130 interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        loaded = settings.load(options.config)
+        if options.command == "status":
+            return _status(loaded)
+        # A program that was called from another one is not its own to start anew.
+        if loaded.overwrite_freed and arguments is None:
+            overwrite_freed()
+        if options.exit_with_parent:
+            end_with_parent(os.getppid())
+        deny_memory_reads()
+        logs.configure()
+        if options.command == "create":
+            return _create(loaded, next_version=options.next)
+        return _serve(loaded)
+    except HsmError as error:
+        print(f"ironwork-hsmd: {error}", file=sys.stderr)  # noqa: T201  a command's error
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ironwork-hsmd", description="Holds the HSM's PIN, so that no server has to."
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="serve",
+        choices=("serve", "status", "create"),
+        help="serve (the default); status: ask the running process; create: the first master key",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="settings file (TOML)")
+    parser.add_argument(
+        "--next", action="store_true", help="create: a further version, where there is one"
+    )
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="be killed when the starting process ends"
+    )
+    return parser
+
+
+def _serve(loaded: settings.Settings) -> int:
+    from ironwork_hsm.daemon.serve import serve
+
+    asyncio.run(serve(loaded))
+    return 0
+
+
+def _status(loaded: settings.Settings) -> int:
+    from ironwork_hsm.remote.status import read_status
+
+    report = asyncio.run(read_status(loaded.socket))
+    print(json.dumps(report, indent=2))  # noqa: T201  the answer
+    return 0 if report.get("healthy") is True else 1
+
+
+def _create(loaded: settings.Settings, *, next_version: bool) -> int:
+    from ironwork_hsm.daemon.create import create
+
+    version = asyncio.run(create(loaded, next_version=next_version))
+    if version is None:
+        raise ConfigurationError(
+            "The HSM holds this master key already; nothing was changed. A further version: --next"
+        )
+    print(json.dumps({"version": version}))  # noqa: T201  the answer
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

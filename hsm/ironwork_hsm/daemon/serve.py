@@ -1,0 +1,207 @@
+"""Builds the process' parts, serves until it is told to end, and takes them down."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from ironwork_hsm.daemon import child
+from ironwork_hsm.daemon.device import Device, Limits, State
+from ironwork_hsm.daemon.latch import PinLatch
+from ironwork_hsm.daemon.listener import Guard, listen
+from ironwork_hsm.daemon.operations import Operations
+from ironwork_hsm.daemon.rate import Rates
+from ironwork_hsm.daemon.record import Record, open_record
+from ironwork_hsm.daemon.session import Session, SessionLimits
+from ironwork_hsm.daemon.settings import Settings
+from ironwork_hsm.interface import ConfigurationError
+from ironwork_hsm.uri import SCHEME as PKCS11
+from ironwork_hsm.uri import parse_pkcs11_uri
+
+log = logging.getLogger(__name__)
+
+DRAIN_S: Final = 5.0
+
+
+class Process:
+    """Everything that runs. status() says how it stands."""
+
+    def __init__(
+        self, settings: Settings, record: Record, devices: Sequence[Device], guard: Guard
+    ) -> None:
+        self._settings = settings
+        self._record = record
+        self._devices = devices
+        self._guard = guard
+
+    def status(self) -> bytes:
+        """JSON, for `ironwork-hsmd status` and health."""
+        return json.dumps(
+            {
+                "pid": os.getpid(),
+                "healthy": self._record.problem is None
+                and all(device.state is State.READY for device in self._devices),
+                "devices": [_describe(device) for device in self._devices],
+                "record": {"origin": self._record.origin, "problem": self._record.problem},
+                "connections": len(self._guard.sessions),
+            }
+        ).encode()
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP looks for new versions of the master keys. Raises
+    ConfigurationError, Unavailable.
+    """
+    _make_private(settings.state)
+    async with contextlib.AsyncExitStack() as stack:
+        listener = listen(settings.socket)
+        stack.callback(listener.close)
+        record = open_record(settings.record_folder, settings.record_origin)
+        stack.push_async_callback(record.close)
+        bounds = settings.bounds
+        operations = Operations(record, Rates(bounds.operations_per_s, bounds.burst))
+        devices, signer = _devices(settings, operations)
+        everything = [*devices, *([signer] if signer is not None else [])]
+        operations.use(devices, signer)
+        running = [asyncio.ensure_future(device.run()) for device in everything]
+        stack.push_async_callback(_stop, running)
+        await asyncio.wait(
+            [asyncio.ensure_future(device.settled.wait()) for device in everything],
+            timeout=bounds.open_s,
+        )
+        guard = Guard(settings.allowed_uids, bounds.connections)
+        process = Process(settings, record, everything, guard)
+        limits = SessionLimits(pipelined=bounds.pipelined, idle_s=bounds.idle_s)
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Session(guard, operations, process.status, limits), sock=listener.socket
+        )
+        with _signals(operations) as stop:
+            log.info("process.serving", extra={"address": str(settings.socket)})
+            _say_ready(settings.socket)
+            await stop.wait()
+        server.close()
+        for session in list(guard.sessions):
+            session.drain()
+        await operations.settle(DRAIN_S)
+        # Answers leave in the loop's next rounds.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for session in list(guard.sessions):
+            session.abort()
+
+
+def _devices(settings: Settings, operations: Operations) -> tuple[list[Device], Device | None]:
+    """Not yet running. Two that have one PIN file share its latch. Raises ConfigurationError."""
+    latches: dict[Path, PinLatch] = {}
+
+    def make(role: str, uri: str) -> Device:
+        pin_file = _pin_file(uri)
+        latch = None
+        if pin_file is not None:
+            latch = latches.setdefault(pin_file, PinLatch(settings.state, pin_file))
+        bounds = settings.bounds
+        return Device(
+            role,
+            uri,
+            name_of(uri),
+            Limits(bounds.deadline_s, bounds.open_s, bounds.lanes, bounds.queue),
+            latch=latch,
+            watch=operations,
+            trial=operations.try_device,
+            overwrite=settings.overwrite_freed,
+        )
+
+    devices = [make(child.WRAPPER, uri) for uri in settings.backends]
+    if len({device.name for device in devices}) < len(devices):
+        raise ConfigurationError("backends: two URIs name the same master key.")
+    signer = make(child.SIGNER, settings.signer) if settings.signer is not None else None
+    return devices, signer
+
+
+def name_of(uri: str) -> str:
+    """The name of the key at a URI. Raises ConfigurationError."""
+    scheme = uri.partition(":")[0].lower()
+    if scheme == PKCS11:
+        return parse_pkcs11_uri(uri).name
+    if scheme == "unix":
+        raise ConfigurationError("backends: a process in front of a process is not meant.")
+    return uri.partition("?")[0]
+
+
+def _pin_file(uri: str) -> Path | None:
+    if uri.partition(":")[0].lower() != PKCS11:
+        return None
+    return parse_pkcs11_uri(uri).pin_source.absolute()
+
+
+def _describe(device: Device) -> dict[str, object]:
+    key = device.info.keys[0] if device.info is not None else None
+    return {
+        "role": device.role,
+        "name": device.name,
+        "state": device.state.value,
+        "problem": str(device.problem) if device.problem is not None else None,
+        "version": key.version if key is not None and key.version else None,
+        "mechanism": key.mechanism if key is not None and key.mechanism else None,
+        "starts": device.starts,
+        "pid": device.pid,
+    }
+
+
+async def _stop(running: Sequence["asyncio.Future[None]"]) -> None:
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running, timeout=DRAIN_S)
+
+
+@contextlib.contextmanager
+def _signals(operations: Operations) -> Iterator[asyncio.Event]:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def stopped(number: signal.Signals) -> None:
+        log.info("signal.received", extra={"signal": number.name})
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped, number)
+    loop.add_signal_handler(signal.SIGHUP, operations.refresh)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+def _say_ready(path: Path) -> None:
+    """A line on standard output, and systemd's, where it waits for one (sd_notify(3))."""
+    print(json.dumps({"ready": True, "socket": str(path)}), flush=True)  # noqa: T201  the answer
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+        ):
+            # An abstract address begins with a zero byte, written as `@`.
+            notify.connect("\0" + address[1:] if address.startswith("@") else address)
+            notify.send(b"READY=1")
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
+    except OSError as error:
+        raise ConfigurationError(
+            f"state: {folder} cannot be used: {os.strerror(error.errno or 0)}."
+        ) from None
+    if mode & 0o077:
+        raise ConfigurationError(
+            f"state: {folder} is open to other users; mend it with: chmod 700 {folder}"
+        )

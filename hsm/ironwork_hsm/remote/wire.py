@@ -1,0 +1,503 @@
+"""The HSM process' protocol: frames and messages as bytes (ADR 0019). Pure; no socket here.
+
+A frame is a length (4 bytes, of what follows), a kind (1), a number (4) and fields, each its length
+(4 bytes) and its bytes. All integers are big endian. Every field has a bound and every kind a fixed
+number of fields: a frame either is exactly one message or is refused (Malformed), and whoever sent
+it is cut off. A client numbers its requests, and the answer to each carries the same number;
+answers come in any order.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from ironwork_hsm.interface import (
+    BlobRejected,
+    Busy,
+    ConfigurationError,
+    HsmError,
+    KeyMissing,
+    KeyVersion,
+    MechanismRefused,
+    PinRefused,
+    SignatureAlgorithm,
+    Unavailable,
+    WrappedKey,
+)
+
+Buffer = bytes | bytearray | memoryview
+
+GREETING: Final = b"ironwork-hsm/1"
+DATA_KEY_BYTES: Final = 32
+MAX_CONTEXT_BYTES: Final = 65536
+MAX_MESSAGE_BYTES: Final = 65536
+MAX_BLOB_BYTES: Final = 8192
+MAX_NAME_BYTES: Final = 2048
+MAX_MECHANISM_BYTES: Final = 64
+MAX_REFERENCE_BYTES: Final = 64
+MAX_VERSION: Final = 2**32 - 1
+MAX_ERROR_BYTES: Final = 1024
+MAX_KEYS: Final = 16
+MAX_VERSIONS: Final = 200
+MAX_STATUS_BYTES: Final = 32768
+MAX_SIGNATURE_BYTES: Final = 256
+MAX_PUBLIC_KEY_BYTES: Final = 256
+# Of a frame, its length field not counted; the greatest message (an unwrap) fits.
+MAX_FRAME_BYTES: Final = 81920
+
+LENGTH: Final = struct.Struct(">I")
+_HEAD: Final = struct.Struct(">IBI")
+_NUMBER: Final = struct.Struct(">I")
+HEAD_BYTES: Final = 5  # kind and number
+
+
+class Malformed(Exception):
+    """The peer does not speak this protocol. Says what is wrong, never the bytes."""
+
+
+class Kind(IntEnum):
+    """What a frame is. Below 128 requests, from there answers."""
+
+    HELLO = 1
+    WRAP = 2
+    UNWRAP = 3
+    VERSIONS = 4
+    CHECK = 5
+    SIGN = 6
+    STATUS = 7
+    INFO = 128
+    WRAPPED = 129
+    OPENED = 130
+    LISTED = 131
+    DONE = 132
+    SIGNED = 133
+    REPORT = 134
+    FAILED = 135
+
+
+# The most specific first: Busy is an Unavailable.
+_ERRORS: Final[Sequence[tuple[int, type[HsmError]]]] = (
+    (1, ConfigurationError),
+    (2, PinRefused),
+    (3, KeyMissing),
+    (4, BlobRejected),
+    (7, MechanismRefused),
+    (6, Busy),
+    (5, Unavailable),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame whose fields nobody has read yet."""
+
+    kind: Kind
+    number: int
+    payload: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Wrap:
+    """A request to wrap 32 bytes."""
+
+    reference: str
+    data_key: memoryview = field(repr=False)
+    context: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unwrap:
+    """A request to unwrap."""
+
+    reference: str
+    wrapped: WrappedKey
+    context: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A request to sign."""
+
+    reference: str
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """A master key that the process unwraps with. version 0: there is no key in its device yet;
+    name and mechanism are empty while the device has never answered.
+    """
+
+    name: str
+    version: int
+    mechanism: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignerInfo:
+    """The process' signing key."""
+
+    name: str
+    algorithm: SignatureAlgorithm
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What the process offers: the first key wraps. problem: why the first is not usable now."""
+
+    keys: tuple[KeyInfo, ...]
+    signer: SignerInfo | None
+    problem: HsmError | None
+
+
+def frame(kind: Kind, number: int, *fields: Buffer) -> bytes:
+    """The bytes of a frame. ValueError where it would be longer than a peer takes."""
+    parts: list[Buffer] = []
+    length = HEAD_BYTES
+    for value in fields:
+        parts.append(LENGTH.pack(len(value)))
+        parts.append(value)
+        length += LENGTH.size + len(value)
+    if length > MAX_FRAME_BYTES:
+        raise ValueError("a frame of the HSM process' protocol would be too long")
+    return b"".join((_HEAD.pack(length, kind, number), *parts))
+
+
+def renumbered(frame: Frame, number: int) -> bytes:
+    """The same frame under another number, its fields as they are."""
+    head = _HEAD.pack(HEAD_BYTES + len(frame.payload), frame.kind, number)
+    return b"".join((head, frame.payload))
+
+
+def parse_body(body: memoryview) -> Frame:
+    """A frame without its length field. Raises Malformed."""
+    if len(body) < HEAD_BYTES:
+        raise Malformed("a frame is too short")
+    try:
+        kind = Kind(body[0])
+    except ValueError:
+        raise Malformed("a frame's kind is unknown") from None
+    (number,) = _NUMBER.unpack_from(body, 1)
+    return Frame(kind, number, body[HEAD_BYTES:])
+
+
+def wrap(number: int, data_key: Buffer, context: bytes, reference: str) -> bytes:
+    """A WRAP frame."""
+    return frame(Kind.WRAP, number, reference.encode("ascii"), data_key, context)
+
+
+def parse_wrap(payload: memoryview) -> Wrap:
+    """Raises Malformed."""
+    reference, data_key, context = _fields(
+        payload, MAX_REFERENCE_BYTES, DATA_KEY_BYTES, MAX_CONTEXT_BYTES
+    )
+    if len(data_key) != DATA_KEY_BYTES:
+        raise Malformed("a data key has another length")
+    return Wrap(_reference(reference), data_key, bytes(context))
+
+
+def unwrap(number: int, wrapped: WrappedKey, context: bytes, reference: str) -> bytes:
+    """An UNWRAP frame; its parts are within bounds (see `fits`)."""
+    return frame(
+        Kind.UNWRAP,
+        number,
+        reference.encode("ascii"),
+        *_wrapped_fields(wrapped),
+        context,
+    )
+
+
+def fits(wrapped: WrappedKey) -> bool:
+    """Whether a wrapped key can be asked for at all: no backend makes one that cannot."""
+    return (
+        1 <= wrapped.key_version <= MAX_VERSION
+        and wrapped.mechanism.isascii()
+        and 1 <= len(wrapped.mechanism) <= MAX_MECHANISM_BYTES
+        and 1 <= len(wrapped.blob) <= MAX_BLOB_BYTES
+    )
+
+
+def parse_unwrap(payload: memoryview) -> Unwrap:
+    """Raises Malformed."""
+    reference, *wrapped, context = _fields(
+        payload, MAX_REFERENCE_BYTES, *_WRAPPED_LIMITS, MAX_CONTEXT_BYTES
+    )
+    return Unwrap(_reference(reference), _wrapped(wrapped), bytes(context))
+
+
+def sign(number: int, message: bytes, reference: str) -> bytes:
+    """A SIGN frame."""
+    return frame(Kind.SIGN, number, reference.encode("ascii"), message)
+
+
+def parse_sign(payload: memoryview) -> Sign:
+    """Raises Malformed."""
+    reference, message = _fields(payload, MAX_REFERENCE_BYTES, MAX_MESSAGE_BYTES)
+    return Sign(_reference(reference), bytes(message))
+
+
+def plain(kind: Kind, number: int, reference: str = "") -> bytes:
+    """A VERSIONS, CHECK or STATUS frame."""
+    return frame(kind, number, reference.encode("ascii"))
+
+
+def parse_plain(payload: memoryview) -> str:
+    """The reference. Raises Malformed."""
+    (reference,) = _fields(payload, MAX_REFERENCE_BYTES)
+    return _reference(reference)
+
+
+def hello(number: int) -> bytes:
+    """A HELLO frame: the first that a client sends."""
+    return frame(Kind.HELLO, number, GREETING)
+
+
+def check_hello(payload: memoryview) -> None:
+    """Raises Malformed, also for another version of the protocol."""
+    (greeting,) = _fields(payload, 64)
+    if bytes(greeting) != GREETING:
+        raise Malformed("the peer speaks another version of the protocol")
+
+
+def wrapped_answer(number: int, wrapped: WrappedKey) -> bytes:
+    """A WRAPPED frame."""
+    return frame(Kind.WRAPPED, number, *_wrapped_fields(wrapped))
+
+
+def parse_wrapped(payload: memoryview) -> WrappedKey:
+    """Raises Malformed."""
+    return _wrapped(_fields(payload, *_WRAPPED_LIMITS))
+
+
+def opened_answer(number: int, data_key: Buffer) -> bytes:
+    """An OPENED frame."""
+    return frame(Kind.OPENED, number, data_key)
+
+
+def parse_opened(payload: memoryview) -> bytearray:
+    """The data key, in a buffer of its own. Raises Malformed."""
+    (data_key,) = _fields(payload, DATA_KEY_BYTES)
+    if len(data_key) != DATA_KEY_BYTES:
+        raise Malformed("a data key has another length")
+    return bytearray(data_key)
+
+
+def listed_answer(number: int, versions: Sequence[KeyVersion]) -> bytes:
+    """A LISTED frame."""
+    fields: list[bytes] = []
+    for version in versions[-MAX_VERSIONS:]:
+        flags = (
+            version.sensitive
+            | version.extractable << 1
+            | version.never_extractable << 2
+            | version.local << 3
+        )
+        fields += (
+            _NUMBER.pack(version.version),
+            bytes((flags,)),
+            version.label.encode("utf-8")[:MAX_NAME_BYTES],
+        )
+    return frame(Kind.LISTED, number, *fields)
+
+
+def parse_listed(payload: memoryview) -> list[KeyVersion]:
+    """Raises Malformed."""
+    fields = _many(payload, MAX_NAME_BYTES, MAX_VERSIONS * 3)
+    if len(fields) % 3:
+        raise Malformed("a list of versions is not whole")
+    return [_version(*fields[at : at + 3]) for at in range(0, len(fields), 3)]
+
+
+def signed_answer(number: int, signature: bytes) -> bytes:
+    """A SIGNED frame."""
+    return frame(Kind.SIGNED, number, signature)
+
+
+def parse_signed(payload: memoryview) -> bytes:
+    """Raises Malformed."""
+    (signature,) = _fields(payload, MAX_SIGNATURE_BYTES)
+    return bytes(signature)
+
+
+def report_answer(number: int, report: bytes) -> bytes:
+    """A REPORT frame: the status, as JSON."""
+    return frame(Kind.REPORT, number, report)
+
+
+def parse_report(payload: memoryview) -> bytes:
+    """Raises Malformed."""
+    (report,) = _fields(payload, MAX_STATUS_BYTES)
+    return bytes(report)
+
+
+def info_answer(number: int, info: Info) -> bytes:
+    """An INFO frame."""
+    signer = info.signer
+    fields = [*_error_fields(info.problem)]
+    if signer is None:
+        fields += (b"", b"", b"")
+    else:
+        fields += (signer.name.encode(), signer.algorithm.value.encode(), signer.public_key)
+    for key in info.keys[:MAX_KEYS]:
+        fields += (key.name.encode(), _NUMBER.pack(key.version), key.mechanism.encode())
+    return frame(Kind.INFO, number, *fields)
+
+
+def parse_info(payload: memoryview) -> Info:
+    """Raises Malformed."""
+    fields = _many(payload, MAX_NAME_BYTES, 5 + 3 * MAX_KEYS)
+    if len(fields) < 8 or (len(fields) - 5) % 3:
+        raise Malformed("what the process offers is not whole")
+    code, text, name, algorithm, public_key, *keys = fields
+    return Info(
+        keys=tuple(
+            KeyInfo(_text(keys[at]), _integer(keys[at + 1]), _text(keys[at + 2]))
+            for at in range(0, len(keys), 3)
+        ),
+        signer=_signer(name, algorithm, public_key) if len(name) else None,
+        problem=_error(code, text) if len(code) else None,
+    )
+
+
+def done(number: int) -> bytes:
+    """A DONE frame."""
+    return frame(Kind.DONE, number)
+
+
+def check_done(payload: memoryview) -> None:
+    """Raises Malformed."""
+    _fields(payload)
+
+
+def failed(number: int, error: HsmError) -> bytes:
+    """A FAILED frame. The error's text is ours, as all of HsmError's are."""
+    return frame(Kind.FAILED, number, *_error_fields(error))
+
+
+def parse_failed(payload: memoryview) -> HsmError:
+    """The error that the process answered with. Raises Malformed."""
+    code, text = _fields(payload, 1, MAX_ERROR_BYTES)
+    return _error(code, text)
+
+
+_WRAPPED_LIMITS: Final = (MAX_NAME_BYTES, _NUMBER.size, MAX_MECHANISM_BYTES, MAX_BLOB_BYTES)
+
+
+def _wrapped_fields(wrapped: WrappedKey) -> tuple[bytes, ...]:
+    return (
+        wrapped.backend.encode("utf-8"),
+        _NUMBER.pack(wrapped.key_version),
+        wrapped.mechanism.encode("ascii"),
+        wrapped.blob,
+    )
+
+
+def _wrapped(fields: Sequence[memoryview]) -> WrappedKey:
+    backend, version, mechanism, blob = fields
+    wrapped = WrappedKey(_text(backend), _integer(version), _ascii(mechanism), bytes(blob))
+    if not fits(wrapped):
+        raise Malformed("a wrapped key is out of bounds")
+    return wrapped
+
+
+def _version(number: memoryview, flags: memoryview, label: memoryview) -> KeyVersion:
+    if len(flags) != 1 or flags[0] > 15:
+        raise Malformed("a version's attributes are unknown")
+    return KeyVersion(
+        version=_integer(number),
+        label=_text(label),
+        sensitive=bool(flags[0] & 1),
+        extractable=bool(flags[0] & 2),
+        never_extractable=bool(flags[0] & 4),
+        local=bool(flags[0] & 8),
+    )
+
+
+def _signer(name: memoryview, algorithm: memoryview, public_key: memoryview) -> SignerInfo:
+    try:
+        known = SignatureAlgorithm(_ascii(algorithm))
+    except ValueError:
+        raise Malformed("a signature's algorithm is unknown") from None
+    if not 1 <= len(public_key) <= MAX_PUBLIC_KEY_BYTES:
+        raise Malformed("a public key has another length")
+    return SignerInfo(_text(name), known, bytes(public_key))
+
+
+def _error_fields(error: HsmError | None) -> tuple[bytes, bytes]:
+    if error is None:
+        return b"", b""
+    code = next((code for code, kind in _ERRORS if isinstance(error, kind)), 5)
+    return bytes((code,)), str(error).encode("utf-8", "replace")[:MAX_ERROR_BYTES]
+
+
+def _error(code: memoryview, text: memoryview) -> HsmError:
+    for known, kind in _ERRORS:
+        if code == bytes((known,)):
+            return kind(bytes(text).decode("utf-8", "replace"))
+    raise Malformed("an error's code is unknown")
+
+
+def _fields(payload: memoryview, *limits: int) -> list[memoryview]:
+    """Exactly as many fields as limits, each within its own."""
+    found: list[memoryview] = []
+    at = 0
+    for limit in limits:
+        value, at = _next(payload, at, limit)
+        found.append(value)
+    if at != len(payload):
+        raise Malformed("a frame has more fields than its kind")
+    return found
+
+
+def _many(payload: memoryview, limit: int, most: int) -> list[memoryview]:
+    """Any number of fields up to `most`."""
+    found: list[memoryview] = []
+    at = 0
+    while at < len(payload):
+        if len(found) == most:
+            raise Malformed("a frame has more fields than its kind")
+        value, at = _next(payload, at, limit)
+        found.append(value)
+    return found
+
+
+def _next(payload: memoryview, at: int, limit: int) -> tuple[memoryview, int]:
+    start = at + LENGTH.size
+    if start > len(payload):
+        raise Malformed("a frame has fewer fields than its kind")
+    (length,) = LENGTH.unpack_from(payload, at)
+    end = start + length
+    if length > limit or end > len(payload):
+        raise Malformed("a field is longer than its bound or its frame")
+    return payload[start:end], end
+
+
+def _reference(value: memoryview) -> str:
+    text = _ascii(value)
+    if text and not (text.isprintable() and " " not in text):
+        raise Malformed("a reference holds other than visible ASCII characters")
+    return text
+
+
+def _text(value: memoryview) -> str:
+    try:
+        return bytes(value).decode("utf-8")
+    except UnicodeDecodeError:
+        raise Malformed("a field is not UTF-8") from None
+
+
+def _ascii(value: memoryview) -> str:
+    try:
+        return bytes(value).decode("ascii")
+    except UnicodeDecodeError:
+        raise Malformed("a field is not ASCII") from None
+
+
+def _integer(value: memoryview) -> int:
+    if len(value) != _NUMBER.size:
+        raise Malformed("an integer has another length")
+    (number,) = _NUMBER.unpack(value)
+    return int(number)

@@ -1,0 +1,163 @@
+"""The `unix:` backend: a KeyWrapper whose device is held by the HSM process.
+
+Names, versions, mechanisms and blobs are those of the backends behind the process, so moving a
+master key from this process into that one, or back, needs no re-wrapping.
+"""
+
+from collections.abc import Sequence
+
+from ironwork_hsm.interface import (
+    BackendOptions,
+    BlobRejected,
+    KeyMissing,
+    KeyVersion,
+    MechanismRefused,
+    Unavailable,
+    WrappedKey,
+)
+from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.connection import Connection
+from ironwork_hsm.remote.place import parse_unix_uri
+from ironwork_hsm.remote.wire import Info, Kind
+
+
+class RemoteKeyWrapper:
+    """Implements KeyWrapper and FrontsKeys. Made by open_unix."""
+
+    def __init__(self, connection: Connection, info: Info) -> None:
+        self._connection = connection
+        self._name = info.keys[0].name
+        self._names = frozenset(key.name for key in info.keys)
+        self._version = 0
+        self._mechanism = ""
+        self._learn(info)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self._names
+
+    @property
+    def current_version(self) -> int:
+        """Raises KeyMissing while there is no version (opened with allow_missing)."""
+        if self._version == 0:
+            raise KeyMissing(
+                f"The HSM process' token holds no master key `{self._name}`; create it with:"
+                " ironwork-hsmd create"
+            )
+        return self._version
+
+    @property
+    def mechanism(self) -> str:
+        return self._mechanism
+
+    async def wrap(
+        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+    ) -> WrappedKey:
+        """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long, a
+        context over 64 KiB or a reference that is none; KeyMissing, Unavailable.
+        """
+        if len(data_key) != wire.DATA_KEY_BYTES:
+            raise ValueError(f"a data key has {wire.DATA_KEY_BYTES} bytes")
+        _check(context, reference)
+        wrapped = await self._connection.call(
+            lambda number: wire.wrap(number, data_key, context, reference),
+            Kind.WRAPPED,
+            wire.parse_wrapped,
+        )
+        if wrapped.backend != self._name:
+            raise Unavailable("The HSM process wraps under another master key than it said.")
+        # Another version was created since: it is current.
+        self._version, self._mechanism = wrapped.key_version, wrapped.mechanism
+        return wrapped
+
+    async def unwrap(
+        self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
+    ) -> bytearray:
+        """See KeyWrapper.unwrap. Raises ValueError as wrap does."""
+        _check(context, reference)
+        if wrapped.backend not in self._names or not wire.fits(wrapped):
+            raise BlobRejected("The wrapped key was made by another backend or mechanism.")
+        return await self._connection.call(
+            lambda number: wire.unwrap(number, wrapped, context, reference),
+            Kind.OPENED,
+            wire.parse_opened,
+            discard=_wipe,
+        )
+
+    async def versions(self) -> Sequence[KeyVersion]:
+        """See KeyWrapper.versions. The process asks the token; a newer version is current from now
+        on, there and here.
+        """
+        found = await self._connection.call(
+            lambda number: wire.plain(Kind.VERSIONS, number), Kind.LISTED, wire.parse_listed
+        )
+        self._learn(await self._connection.hello())
+        return found
+
+    async def check(self) -> None:
+        """See KeyWrapper.check."""
+        await self.check_within(None)
+
+    async def check_within(self, deadline_s: float | None) -> None:
+        """check, with another deadline for each of its two requests."""
+        try:
+            await self._connection.call(
+                lambda number: wire.plain(Kind.CHECK, number),
+                Kind.DONE,
+                wire.check_done,
+                deadline_s=deadline_s,
+            )
+        except MechanismRefused:
+            self._learn(await self._connection.hello(deadline_s=deadline_s))
+            raise
+        self._learn(await self._connection.hello(deadline_s=deadline_s))
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    def _learn(self, info: Info) -> None:
+        first = info.keys[0]
+        if first.name != self._name:
+            raise Unavailable("The HSM process wraps under another master key than it said.")
+        if first.mechanism:
+            self._version, self._mechanism = first.version, first.mechanism
+
+
+async def open_unix(uri: str, *, allow_missing: bool, options: BackendOptions) -> RemoteKeyWrapper:
+    """Open the master key that the process at uri holds; see ironwork_hsm.open_backend.
+
+    Raises also what keeps the process from its device: PinRefused, ConfigurationError.
+    """
+    connection = Connection(parse_unix_uri(uri), options)
+    info = await connection.open()
+    try:
+        if info.problem is not None:
+            raise info.problem  # noqa: TRY301  the connection is closed in one place
+        wrapper = RemoteKeyWrapper(connection, info)
+        if not allow_missing:
+            await wrapper.check_within(options.slow_deadline_s)
+    except BaseException:
+        await connection.close()
+        raise
+    return wrapper
+
+
+def _check(context: bytes, reference: str) -> None:
+    if len(context) > wire.MAX_CONTEXT_BYTES:
+        raise ValueError(f"a wrapping context has at most {wire.MAX_CONTEXT_BYTES} bytes")
+    check_reference(reference)
+
+
+def check_reference(reference: str) -> None:
+    """Raises ValueError for what is no correlation id: see KeyWrapper.wrap."""
+    visible = reference.isascii() and reference.isprintable() and " " not in reference
+    if reference and not (visible and len(reference) <= wire.MAX_REFERENCE_BYTES):
+        raise ValueError("a reference has at most 64 visible ASCII characters")
+
+
+def _wipe(buffer: bytearray) -> None:
+    buffer[:] = bytes(len(buffer))
