@@ -1,11 +1,14 @@
 """How a mechanism is chosen: by trials that the caller counts, on modules that refuse them."""
 
+import dataclasses
+
 import pytest
 
 from fixtures.models import MakeModel, through
 from fixtures.nss import NewNssUri
 from fixtures.softhsm import SharedToken, opened
 from ironwork_hsm import (
+    BlobRejected,
     ConfigurationError,
     KeyWrapper,
     MechanismRefused,
@@ -272,3 +275,15 @@ async def test_one_set_of_init_args_a_process(nss_uri: NewNssUri) -> None:
         other = uri.partition("&ironwork-init-args=")[0]
         with pytest.raises(ConfigurationError, match="other ironwork-init-args"):
             await open_backend(other, allow_missing=True)
+
+
+async def test_a_key_serves_its_own_kind_alone(shared_token: SharedToken) -> None:
+    """A blob that names a mechanism of another kind of key is rejected before the device is asked,
+    though a device may well compute an HMAC with an AES key.
+    """
+    async with opened(shared_token("contract").uri_for("kinds"), allow_missing=True) as backend:
+        await backend.create_version()
+        wrapped = await backend.wrap(bytes(32), CONTEXT)
+        relabelled = dataclasses.replace(wrapped, mechanism="hmac-sha256-derive")
+        with pytest.raises(BlobRejected, match="another kind of master key"):
+            await backend.unwrap(relabelled, CONTEXT)
