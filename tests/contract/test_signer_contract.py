@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from fixtures.gcp import serving
-from fixtures.signing import LABEL, verify
+from fixtures.hsmd import MakeHsmd
+from fixtures.signing import LABEL, MakeSigningKey, verify
 from fixtures.softhsm import MakeToken
 from ironwork_hsm import BackendOptions, SignatureAlgorithm, Signer, Unavailable
-from ironwork_hsm.signers import create_signing_key
+from ironwork_hsm.signers import create_signing_key, open_signer
 
 MESSAGE = b"example.org/keys/1\n5\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n"
 
@@ -51,7 +52,21 @@ def gcp_signer(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> O
     return opened
 
 
+@asynccontextmanager
+async def open_hsmd(request: pytest.FixtureRequest) -> AsyncIterator[Signer]:
+    """The same key, held by the HSM process."""
+    make_signing_key: MakeSigningKey = request.getfixturevalue("make_signing_key")
+    make_hsmd: MakeHsmd = request.getfixturevalue("make_hsmd")
+    hsmd = make_hsmd(signer=make_signing_key().uri)
+    signer = await open_signer(hsmd.uri, options=BackendOptions(deadline_s=30))
+    try:
+        yield signer
+    finally:
+        await signer.close()
+
+
 SIGNERS: dict[str, Open] = {
+    "hsmd": open_hsmd,
     "pkcs11-softhsm-ed25519": softhsm_signer(SignatureAlgorithm.ED25519),
     "pkcs11-softhsm-ecdsa": softhsm_signer(SignatureAlgorithm.ECDSA_P256),
     "gcpkms-ed25519": gcp_signer(ed25519.Ed25519PrivateKey.generate()),

@@ -4,12 +4,14 @@ import asyncio
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fixtures.hsmd import Hsmd, MakeHsmd
+from fixtures.models import through
 from fixtures.softhsm import MakeToken
 from ironwork_hsm import BackendOptions, KeyMissing, PinRefused, Unavailable
 from ironwork_hsm.pkcs11 import softhsm as tool
@@ -18,6 +20,16 @@ from ironwork_hsm.remote.status import read_status
 
 CONTEXT = b"workspace\x00key-7"
 PATIENT = BackendOptions(deadline_s=30, slow_deadline_s=60)
+
+
+def stalling_module(place: Path) -> Path:
+    """stalling_hsm.c, compiled to look at this folder."""
+    source = Path(__file__).parents[1] / "fixtures" / "stalling_hsm.c"
+    command = ["cc", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC"]
+    command += ["-shared", f'-DSOFTHSM="{tool.find_module()}"', f'-DPLACE="{place}"']
+    command += [str(source), "-o", str(place / "stalling.so"), "-ldl"]
+    subprocess.run(command, check=True, timeout=60)
+    return place / "stalling.so"
 
 
 async def connect(hsmd: Hsmd) -> RemoteKeyWrapper:
@@ -70,6 +82,39 @@ async def test_a_device_that_hangs_or_crashes_is_replaced(
     with pytest.raises(ProcessLookupError):
         os.kill(before, 0)
     await remote.close()
+
+
+async def test_a_module_that_hangs_or_crashes_inside_a_call(
+    make_hsmd: MakeHsmd, make_token: MakeToken, tmp_path: Path
+) -> None:
+    """A call that never comes back from the module, and one in which it dies of a segmentation
+    fault: Unavailable, and as soon as the device is well again it serves, with every old blob.
+    """
+    module = stalling_module(tmp_path)
+    token = make_token(with_key=True)
+    hsmd = make_hsmd(
+        token=token,
+        backends=[through(token, module)],
+        limits={"deadline_s": 2, "open_s": 10},
+    )
+    remote = await connect(hsmd)
+    wrapped = await remote.wrap(bytes(32), CONTEXT)
+    for fault in ("crash", "stall"):
+        (tmp_path / fault).touch()
+        results = await asyncio.gather(
+            *(remote.unwrap(wrapped, CONTEXT) for _ in range(8)), return_exceptions=True
+        )
+        assert all(isinstance(result, Unavailable) for result in results)
+        # The process itself never waits for its device.
+        report = await read_status(hsmd.socket, options=PATIENT)
+        assert report["healthy"] is False
+        (tmp_path / fault).unlink(missing_ok=True)
+        await back(remote)
+        assert await remote.unwrap(wrapped, CONTEXT) == bytes(32)
+    await remote.close()
+    assert hsmd.end() == 0
+    reasons = {entry.event.reason for entry in hsmd.record() if entry.event.success is False}
+    assert {"TIMED_OUT", "UNAVAILABLE"} <= reasons
 
 
 async def test_under_load_no_plaintext_is_wrong(make_hsmd: MakeHsmd) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.hsmd import Hsmd, MakeHsmd, entries_of
+from fixtures.signing import MakeSigningKey, verify
 from fixtures.softhsm import MakeToken, opened
 from ironwork_hsm import (
     BackendOptions,
@@ -26,6 +27,7 @@ from ironwork_hsm import (
 )
 from ironwork_hsm.remote import RemoteKeyWrapper, open_unix, wire
 from ironwork_hsm.remote.wire import Kind
+from ironwork_hsm.signers import open_signer
 
 CONTEXT = b"workspace\x00key-7"
 PATIENT = BackendOptions(deadline_s=30, slow_deadline_s=60)
@@ -318,3 +320,28 @@ async def test_nobody_there_is_unavailable(tmp_path: Path) -> None:
     for place in (tmp_path / "hsm.sock", tmp_path / "none" / "hsm.sock"):
         with pytest.raises(Unavailable):
             await open_backend(f"unix:{place}")
+
+
+async def test_signatures_are_on_record(
+    make_hsmd: MakeHsmd, make_signing_key: MakeSigningKey
+) -> None:
+    """The signing key is another token's, behind the same socket; each signature is on record, and
+    a process without one says so.
+    """
+    key = make_signing_key()
+    hsmd = make_hsmd(signer=key.uri)
+    signer = await open_signer(hsmd.uri, options=PATIENT)
+    signature = await signer.sign(b"a note", reference="checkpoint-1")
+    verify(signer.algorithm, signer.public_key, signature, b"a note")
+    await signer.close()
+    assert [device["role"] for device in hsmd.status()["devices"]] == ["wrapper", "signer"]
+    assert hsmd.end() == 0
+    signed = [entry.event for entry in hsmd.record() if entry.event.operation == "hsm.sign"]
+    assert [(event.phase, event.correlation_id, event.success) for event in signed] == [
+        ("intent", "checkpoint-1", None),
+        ("outcome", "checkpoint-1", True),
+    ]
+    del hsmd.settings["signer"]
+    hsmd.start()
+    with pytest.raises(ConfigurationError, match="no signing key"):
+        await open_signer(hsmd.uri, options=PATIENT)
