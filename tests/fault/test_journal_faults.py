@@ -154,24 +154,30 @@ async def test_after_a_failed_sync_the_file_is_not_touched_again(
     assert operations(folder)[2] == "journal.unfinished"
 
 
-async def test_a_start_writes_the_tail_again(folder: Path, disk: Disk) -> None:
+async def test_a_start_writes_what_was_not_in_tiles_again(folder: Path, disk: Disk) -> None:
     """After a failed sync the kernel may take pages for clean that never reached the disk: a start
-    writes and syncs them before anything builds on them.
+    writes what the write-ahead files hold into tiles of its own, and syncs those, before anything
+    builds on it.
     """
     journal = opened(folder, disk, Listener())
     await journal.append(*[made(number) for number in range(3)])
+    disk.faults["fdatasync"] = BROKEN
+    await refused(journal)
     await journal.close()
-    written: list[tuple[int, bytes]] = []
-
-    class Watching(Disk):
-        def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
-            written.append((offset, bytes(data)))
-            return super().write(fd, data, offset)
-
-    watching = Watching()
-    await FileJournal.open(folder, ORIGIN, file_system=watching).close()
-    assert written == [(0, log_path(folder).read_bytes())]
-    assert watching.calls["fdatasync"] == 1
+    whole = log_path(folder).read_bytes()
+    watching = Disk()
+    again = FileJournal.open(folder, ORIGIN, file_system=watching)
+    assert watching.calls["fdatasync"] >= 3  # the bundle, the tile, the state
+    assert watching.calls["sync_folder"] >= 3
+    assert log_path(folder).read_bytes() == b""
+    await again.close()
+    assert [entry.event.correlation_id for entry in entries(folder)] == [
+        "c-0",
+        "c-1",
+        "c-2",
+        "c-99",
+    ]
+    assert whole.count(b"\n") == 6
 
 
 async def test_all_that_waits_fails_together(folder: Path, disk: Disk) -> None:
@@ -306,17 +312,17 @@ async def test_a_file_that_was_meddled_with_is_noticed(
     await refused(journal)
     assert not journal.healthy
     assert listener.failures == [journal.problem]
-    assert "journal file" in listener.failures[0]
+    assert "file of the log" in listener.failures[0]
     assert disk.calls["write"] == writes
     await journal.close()
 
 
-@pytest.mark.parametrize("call", ["write", "fdatasync", "ftruncate"])
+@pytest.mark.parametrize("call", ["write", "fdatasync", "ftruncate", "rename", "sync_folder"])
 async def test_a_start_on_a_failing_disk_is_refused(folder: Path, disk: Disk, call: str) -> None:
     """A journal that could not be written is not opened; the error has no traceback to read."""
     await FileJournal.open(folder, ORIGIN).close()
     disk.faults[call] = BROKEN
-    with pytest.raises(JournalUnusable, match="cannot be used"):
+    with pytest.raises(JournalUnusable, match="cannot be"):
         FileJournal.open(folder, ORIGIN, file_system=disk)
     await FileJournal.open(folder, ORIGIN).close()
 
@@ -328,10 +334,9 @@ async def test_a_start_that_cannot_note_what_it_found_is_refused(folder: Path) -
     await journal.close()
 
     class FullAfterTheFirst(Disk):
-        def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
-            written = super().write(fd, data, offset)
+        def ftruncate(self, fd: int, length: int) -> None:
+            super().ftruncate(fd, length)
             self.faults["write"] = FULL
-            return written
 
     with pytest.raises(JournalUnusable, match="ENOSPC"):
         FileJournal.open(folder, ORIGIN, file_system=FullAfterTheFirst())
@@ -347,20 +352,18 @@ def test_a_lock_that_the_system_refuses_is_a_clear_error(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("ironwork_server.journal.folder.fcntl.flock", no_locks)
+    monkeypatch.setattr("ironwork_audit.log.folder.fcntl.flock", no_locks)
     with pytest.raises(JournalUnusable, match="No locks available"):
         FileJournal.open(folder, ORIGIN)
 
 
-async def test_a_header_that_does_not_fit_makes_no_journal(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk that takes half of the header leaves no file that looks like a log."""
-    with monkeypatch.context() as patch:
-        patch.setattr("ironwork_server.journal.folder.os.write", lambda *_: 3)
-        with pytest.raises(JournalUnusable):
-            FileJournal.open(folder, ORIGIN)
-    assert "journal.jsonl" not in modes(folder)
+async def test_a_log_that_cannot_be_made_is_none(folder: Path, disk: Disk) -> None:
+    """A disk that takes half of a new log's files leaves nothing that looks like a log."""
+    disk.faults["write"] = FULL
+    disk.partial = 3
+    with pytest.raises(JournalUnusable):
+        FileJournal.open(folder, ORIGIN, file_system=disk)
+    assert "origin" not in modes(folder)
     await FileJournal.open(folder, ORIGIN).close()
 
 
@@ -377,7 +380,7 @@ async def test_an_error_of_our_own_in_the_writer_fails_closed(
     def mistake(*_: object) -> None:
         raise LookupError("a mistake")
 
-    monkeypatch.setattr(journal._log, "commit", mistake)
+    monkeypatch.setattr(journal._log, "append", mistake)
     await refused(journal)
     await until(lambda: not journal._writer._thread.is_alive())
     await refused(journal)

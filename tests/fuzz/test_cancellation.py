@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 
 from fixtures.agent import Agent, message_body
+from fixtures.log_check import held
 from fixtures.server import AGENT, PARENT, StartService
 from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
 from ironwork_server.app import service as composition
@@ -87,7 +88,7 @@ async def an_addition(
 
 def open_intents(folder: Path) -> list[str]:
     """Operations whose intent has not exactly one outcome."""
-    lines = (folder / "audit" / "journal.jsonl").read_bytes().splitlines()[1:]
+    lines = held(folder / "audit")
     events = [json.loads(line) for line in lines]
     outcomes = Counter(event["unmapped"].get("intent_index") for event in events)
     return [
@@ -99,7 +100,7 @@ def open_intents(folder: Path) -> list[str]:
 
 def said_of_keys(folder: Path) -> int:
     """How many additions the journal says were done."""
-    lines = (folder / "audit" / "journal.jsonl").read_bytes().splitlines()[1:]
+    lines = held(folder / "audit")
     events = [json.loads(line) for line in lines]
     return sum(
         event.get("api", {}).get("operation") == "AddKey"

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from fixtures.agent import Agent, reason_of, status_of
+from fixtures.log_check import held
 from fixtures.pki import write_server_files
 from fixtures.processes import Running, server
 from fixtures.production import Production
@@ -32,7 +33,7 @@ NO_MESSAGE = b"\xff" * 40
 
 def outcomes(folder: Path, operation: str) -> list[str]:
     """The statuses of an operation's outcomes in the journal."""
-    lines = (folder / "audit" / "journal.jsonl").read_bytes().splitlines()[1:]
+    lines = held(folder / "audit")
     events = [json.loads(line) for line in lines]
     return [
         event["status"]

@@ -31,7 +31,8 @@ class TileFiles:
 
     def make_folders(self) -> None:
         """For a new log. Raises OSError."""
-        (self._folder / TILES / "entries").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._folder / TILES).mkdir(mode=0o700, exist_ok=True)
+        (self._folder / TILES / "entries").mkdir(mode=0o700, exist_ok=True)
         sync_folder(self._file_system, self._folder / TILES)
 
     def read(self, tile: TilePath) -> bytes:

@@ -1,23 +1,28 @@
-"""The journal as a plain, fsync'd file of OCSF events (ADR 0009)."""
+"""The journal: audit events into a tlog-tiles log, durably, in order (ADR 0020)."""
 
 import asyncio
-import contextlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from ironwork_audit import Event, render
+from ironwork_audit.log import (
+    AppendLog,
+    FileSystem,
+    LogUnusable,
+    OperatingSystem,
+    Tree,
+    WriteFailed,
+)
+from ironwork_audit.tlog import TileReader
 from ironwork_server.core.values import AuditEvent, AuditReference
-from ironwork_server.journal import folder as folders
-from ironwork_server.journal.errors import JournalUnusable
+from ironwork_server.journal.aside import Aside
 from ironwork_server.journal.events import own_event, to_event
-from ironwork_server.journal.filesystem import FileSystem, OperatingSystem
-from ironwork_server.journal.logfile import CommitFailed, LogFile
 from ironwork_server.journal.reader import JournalReader
-from ironwork_server.journal.scan import MAX_COMMIT_BYTES, UNFINISHED, Scanned, scan
+from ironwork_server.journal.state import UNFINISHED, LogState
 from ironwork_server.journal.writer import (
     MAX_COMMIT_EVENTS,
     Request,
@@ -27,6 +32,8 @@ from ironwork_server.journal.writer import (
 )
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # How many indexes of unfinished intents are named; the count is always whole.
 _NAMED_INDEXES: Final = 20
@@ -44,19 +51,17 @@ class FileJournal:
     """Implements core.ports.Journal. Made by `open`; used from any event loop, closed once.
 
     Fail closed: after a failure every append raises Unavailable (AUDIT_UNAVAILABLE). A full disk
-    is tried again by itself; anything else lasts until a restart. logfile.py has the table.
+    is tried again by itself; anything else lasts until a restart (ironwork_audit.log.pending has
+    the table).
     """
 
-    def __init__(
-        self, folder: Path, origin: str, log: LogFile, state: Scanned, tuning: Tuning
-    ) -> None:
-        self._folder = folder
-        self._origin = origin
+    def __init__(self, log: AppendLog, state: LogState, tuning: Tuning) -> None:
         self._log = log
-        self._deleted = state.deleted
+        self._state = state
         self._deadline_s = tuning.deadline_s
-        self._writer = Writer(log, origin, state.deleted, tuning)
-        self._resources = contextlib.ExitStack()
+        self._writer = Writer(log, tuning)
+        self._aside = Aside("audit-tiles")
+        self._closed = False
 
     @classmethod
     def open(
@@ -66,47 +71,40 @@ class FileJournal:
         *,
         on_failure: Callable[[str], None] = _nothing,
         on_recovery: Callable[[], None] = _nothing,
+        on_durable: Callable[[int], None] = _nothing,
         deadline_s: float = 5.0,
         max_pending: int = 4096,
         probe_s: float = 1.0,
         clock: Callable[[], datetime] = _now,
         file_system: FileSystem | None = None,
     ) -> Self:
-        """Open the folder's journal, or make one. Reads the whole file: call it before serving.
+        """Open the folder's log, or make one. Blocks: call it before serving.
 
-        Cuts off what a crash left after the last whole entry (event `journal.recovered`) and
-        marks intents that never got an outcome (event `journal.unfinished`). Parameters: Tuning.
-        Raises JournalError: in use, another origin's, damaged, or unusable.
+        What a crash left after the last whole commit is cut off (event `journal.recovered`), and
+        intents that never got an outcome are marked (event `journal.unfinished`). Parameters:
+        Tuning. Raises JournalError: in use, another origin's, damaged, or unusable.
         """
-        tuning = Tuning(deadline_s, max_pending, probe_s, clock, on_failure, on_recovery)
+        tuning = Tuning(
+            deadline_s, max_pending, probe_s, clock, on_failure, on_recovery, on_durable
+        )
+        state = LogState()
+        log = AppendLog.open(
+            folder, origin, fold=state, file_system=file_system or OperatingSystem()
+        )
         try:
-            with contextlib.ExitStack() as stack:
-                folders.prepare(folder)
-                stack.callback(os.close, folders.lock(folder))
-                fd = folders.open_log(folder, origin)
-                stack.callback(os.close, fd)
-                with open(fd, "rb", buffering=1 << 20, closefd=False) as file:
-                    state = scan(file, origin)
-                path = folder / folders.LOG_NAME
-                log = LogFile(path, fd, state.extent, file_system or OperatingSystem())
-                log.restore(MAX_COMMIT_BYTES)
-                _note(log, origin, state, clock())
-                journal = cls(folder, origin, log, state, tuning)
-                journal._resources = stack.pop_all()
-        except OSError as error:
-            raise JournalUnusable(
-                f"the audit journal in {folder} cannot be used: {error.strerror}"
+            _note(log, state, clock())
+        except WriteFailed as failed:
+            log.close()
+            raise LogUnusable(
+                f"the audit log in {folder} cannot be written: {failed.what}"
             ) from None
-        except CommitFailed as failed:
-            raise JournalUnusable(
-                f"the audit journal in {folder} cannot be written: {failed.what}"
-            ) from None
+        journal = cls(log, state, tuning)
         journal._writer.start()
         return journal
 
     @property
     def origin(self) -> str:
-        return self._origin
+        return self._log.origin
 
     @property
     def healthy(self) -> bool:
@@ -139,34 +137,73 @@ class FileJournal:
             raise unavailable() from None
 
     def was_deleted(self, workspace: str, key_id: str) -> bool:
-        return (workspace, key_id) in self._deleted
+        return self._state.was_deleted(workspace, key_id)
 
     def reader(self) -> JournalReader:
         """A reader of what is durable in this journal; it follows as the journal grows."""
-        return JournalReader(self._folder / folders.LOG_NAME, self._log.extent)
+        return JournalReader(self._log)
+
+    async def integrate(self) -> Tree:
+        """Put every durable entry into the tree's tiles; the tree that they are. Raises
+        Unavailable (AUDIT_UNAVAILABLE).
+        """
+        return await self._aside_of_calls(self._log.integrate)
+
+    async def publish(self, checkpoint: bytes) -> None:
+        """Replace the published checkpoint: a signed note of a tree that `integrate` gave. Raises
+        Unavailable (AUDIT_UNAVAILABLE).
+        """
+        await self._aside_of_calls(partial(self._log.publish, checkpoint))
+
+    def checkpoint(self) -> bytes | None:
+        """The published checkpoint; None before the first. Raises OSError."""
+        return self._log.checkpoint()
+
+    def hashes(self, size: int) -> TileReader:
+        """The tree's hashes as of a size that is in tiles; its reads block. See AppendLog."""
+        return self._log.hashes(size)
 
     async def close(self) -> None:
         """Write what waits, end the thread, release the folder. Safe to call again."""
-        if await asyncio.to_thread(self._writer.stop, self._deadline_s):
-            self._resources.close()
-        else:
+        if not await asyncio.to_thread(self._writer.stop, self._deadline_s):
             # The thread is inside a call on the file: the descriptor must stay its own.
             _log.error("journal.left_open")
+            return
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._aside.run(self._log.close, deadline_s=self._deadline_s)
+        except TimeoutError:
+            _log.error("journal.left_open")
+
+    async def _aside_of_calls(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._aside.run(work, deadline_s=self._deadline_s)
+        except TimeoutError:
+            _log.error("journal.no_answer", extra={"window_s": self._deadline_s})
+        except WriteFailed as failed:
+            _log.error("journal.tiles_failed", extra={"problem": failed.what})
+            if failed.lasting:
+                self._writer.give_up(failed)
+        raise unavailable() from None
 
 
-def _note(log: LogFile, origin: str, state: Scanned, now: datetime) -> None:
-    """Append what was found at the start. Raises CommitFailed."""
+def _note(log: AppendLog, state: LogState, now: datetime) -> None:
+    """Append what was found at the start. Raises WriteFailed."""
     events: list[Event] = []
-    if state.torn_bytes:
-        events.append(own_event("journal.recovered", now, {"bytes": state.torn_bytes}))
+    if log.torn_bytes:
+        events.append(own_event("journal.recovered", now, {"bytes": log.torn_bytes}))
     if state.unfinished:
         first = ",".join(map(str, list(state.unfinished)[:_NAMED_INDEXES]))
         details: dict[str, str | int] = {"count": len(state.unfinished), "first_indexes": first}
         events.append(own_event(UNFINISHED, now, details))
-    first_index, _ = log.extent.end
-    lines = [
-        render(event, origin=origin, sequence=index, logged_time=now) + b"\n"
-        for index, event in enumerate(events, first_index)
-    ]
-    if lines:
-        log.commit(lines)
+    if events:
+        log.append(
+            [
+                lambda index, event=event: render(  # type: ignore[misc]  # bound in the loop
+                    event, origin=log.origin, sequence=index, logged_time=now
+                )
+                for event in events
+            ]
+        )

@@ -5,13 +5,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
-from ironwork_audit import MAX_ENTRY_BYTES, NotAnEvent, summarize
+from ironwork_audit import NotAnEvent, summarize
 from ironwork_audit.event import to_timestamp
+from ironwork_audit.log import AppendLog
+from ironwork_audit.tlog import BadTile
 from ironwork_server.core.errors import DataLoss, Unavailable
-from ironwork_server.journal.extent import Extent
 
 MAX_LIMIT: Final = 1000
 # Bounds of one page: how many entries are looked at, and how many bytes are returned (an answer
@@ -50,9 +50,8 @@ class Page:
 class JournalReader:
     """Made by FileJournal.reader()."""
 
-    def __init__(self, path: Path, extent: Extent) -> None:
-        self._path = path
-        self._extent = extent
+    def __init__(self, log: AppendLog) -> None:
+        self._log = log
         self._slots = asyncio.Semaphore(_CONCURRENT)
 
     async def page(
@@ -79,29 +78,26 @@ class JournalReader:
                 reason="AUDIT_UNAVAILABLE",
                 retry_after_s=1.0,
             ) from None
-        except NotAnEvent:
+        except (NotAnEvent, BadTile):
             raise DataLoss(
                 "An entry of the audit log is damaged.", reason="AUDIT_DAMAGED"
             ) from None
 
     def _read(self, start: int, limit: int, matcher: "_Matcher") -> Page:
-        count, _ = self._extent.end
+        count = self._log.size
         if start >= count:
             return Page((), None)
         entries: list[tuple[int, bytes]] = []
         size = 0
-        index, offset = self._extent.before(start)
-        last = min(count, start + MAX_SCANNED)
-        with self._path.open("rb", buffering=1 << 18) as file:
-            file.seek(offset)
-            while index < last and len(entries) < limit and size < MAX_PAGE_BYTES:
-                line = file.readline(MAX_ENTRY_BYTES + 1)
-                if not line.endswith(b"\n"):
-                    raise NotAnEvent("entry: not whole")
-                if index >= start and matcher.matches(line[:-1]):
-                    entries.append((index, line[:-1]))
-                    size += len(line)
+        index, last = start, min(count, start + MAX_SCANNED)
+        while index < last and len(entries) < limit and size < MAX_PAGE_BYTES:
+            for entry in self._log.read(index, last - index):
                 index += 1
+                if matcher.matches(entry):
+                    entries.append((index - 1, entry))
+                    size += len(entry)
+                    if len(entries) >= limit or size >= MAX_PAGE_BYTES:
+                        break
         return Page(entries, index - 1 if index < count else None)
 
 

@@ -12,13 +12,15 @@ from datetime import datetime
 from typing import Final
 
 from ironwork_audit import Event, render
+from ironwork_audit.log import AppendLog, WriteFailed
 from ironwork_server.core.errors import Unavailable
 from ironwork_server.core.values import AuditReference
 from ironwork_server.journal.events import own_event
-from ironwork_server.journal.logfile import CommitFailed, LogFile
-from ironwork_server.journal.scan import is_deletion
 
 _log = logging.getLogger(__name__)
+
+# Signing a checkpoint is on record like every HSM operation, and is never a reason for another.
+SIGN: Final = "hsm.sign"
 
 # An event is at most 16 KiB (a test computes it), so a commit is at most 1 MiB.
 MAX_COMMIT_EVENTS: Final = 64
@@ -40,6 +42,7 @@ class Tuning:
     """deadline_s: how long an append may take. max_pending: how many events may wait. probe_s: how
     often a full disk is tried again. clock: the time of writing. on_failure, on_recovery: called
     on the writer's thread when the journal stops or resumes; they neither block nor raise.
+    on_durable: the same, with the index after the last entry that a checkpoint is due for.
     """
 
     deadline_s: float
@@ -48,6 +51,7 @@ class Tuning:
     clock: Callable[[], datetime]
     on_failure: Callable[[str], None]
     on_recovery: Callable[[], None]
+    on_durable: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +64,11 @@ class Request:
 
 
 class Writer:
-    """Owns the queue, the thread and, while it runs, the log file. `deleted` grows as deletions
-    become durable.
-    """
+    """Owns the queue and the thread, and is the one that appends to the log."""
 
-    def __init__(
-        self, log: LogFile, origin: str, deleted: set[tuple[str, str]], tuning: Tuning
-    ) -> None:
+    def __init__(self, log: AppendLog, tuning: Tuning) -> None:
         self._log = log
-        self._origin = origin
-        self._deleted = deleted
+        self._origin = log.origin
         self._tuning = tuning
         # Guards the fields below it.
         self._condition = threading.Condition()
@@ -77,7 +76,7 @@ class Writer:
         self._pending = 0
         self._refused = 0
         self._failed_at: float | None = None
-        self._problem: CommitFailed | None = None
+        self._problem: WriteFailed | None = None
         self._stopping = False
         # Set by the thread alone: since when (time.monotonic) it has been writing.
         self._busy_since: float | None = None
@@ -131,7 +130,7 @@ class Writer:
         finally:
             # Reached in order when stopping, or by an error of this code: then all fails closed.
             if not self._stopping:
-                self._give_up(CommitFailed("the journal's writer stopped", lasting=True), [])
+                self._give_up(WriteFailed("the journal's writer stopped", lasting=True), [])
 
     def _next(self) -> list[Request] | None:
         """The next batch; empty when a full disk shall be tried again; None to end."""
@@ -156,7 +155,7 @@ class Writer:
         events = [event for request in batch for event in request.events]
         try:
             index = self._commit(events)
-        except CommitFailed as problem:
+        except WriteFailed as problem:
             self._give_up(problem, batch)
             return
         results: list[tuple[Request, Result]] = []
@@ -174,7 +173,7 @@ class Writer:
         details = {"count": refused, "window_s": window_s}
         try:
             self._commit([own_event("journal.resumed", self._tuning.clock(), details)])
-        except CommitFailed as problem:
+        except WriteFailed as problem:
             if problem.lasting:
                 self._give_up(problem, [])
             return
@@ -186,23 +185,25 @@ class Writer:
 
     def _commit(self, events: Sequence[Event]) -> int:
         """Make them durable; the first one's index."""
-        first, _ = self._log.extent.end
         now = self._tuning.clock()
-        lines = [
-            render(event, origin=self._origin, sequence=index, logged_time=now) + b"\n"
-            for index, event in enumerate(events, first)
-        ]
         self._busy_since = time.monotonic()
         try:
-            self._log.commit(lines)
+            first = self._log.append([self._rendering(event, now) for event in events])
         finally:
             self._busy_since = None
-        for event in events:
-            if is_deletion(event.phase, event.operation, success=event.success):
-                self._deleted.add((event.workspace, event.key_id))
+        due = [index for index, event in enumerate(events, first + 1) if event.operation != SIGN]
+        if due:
+            self._tuning.on_durable(due[-1])
         return first
 
-    def _give_up(self, problem: CommitFailed, batch: Sequence[Request]) -> None:
+    def _rendering(self, event: Event, now: datetime) -> Callable[[int], bytes]:
+        return lambda index: render(event, origin=self._origin, sequence=index, logged_time=now)
+
+    def give_up(self, problem: WriteFailed) -> None:
+        """Refuse everything from now on: the log failed elsewhere. From any thread."""
+        self._give_up(problem, [])
+
+    def _give_up(self, problem: WriteFailed, batch: Sequence[Request]) -> None:
         """Refuse the batch and all that waits, and everything that comes while this lasts."""
         with self._condition:
             self._problem = problem

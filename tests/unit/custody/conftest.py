@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.log_check import held
 from fixtures.migrated import NewStore
 from fixtures.softhsm import MakeToken
 from ironwork_audit import Event, parse
@@ -224,7 +225,7 @@ class Custody:
 
     def entries(self) -> list[Entry]:
         """Everything in the journal's file, parsed."""
-        lines = (self.folder / "audit" / "journal.jsonl").read_bytes().splitlines()[1:]
+        lines = held(self.folder / "audit")
         return [_entry(line) for line in lines]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.journal_disk import Disk
+from fixtures.journal_disk import BROKEN, FULL, Disk
 from fixtures.journal_events import (
     NOW,
     ORIGIN,
@@ -109,7 +109,9 @@ async def test_an_append_returns_only_after_the_sync(
     disk.hold.clear()
     await_it = asyncio.create_task(journal.append(intent(1), outcome(1, 0, operation="DeleteKey")))
     await held(disk)
-    assert log_path(folder).read_bytes().count(b"\n") == 3  # it is written...
+    assert (
+        log_path(folder).read_bytes().count(b"\n") == 3
+    )  # it is written (a frame's head, two entries)...
     assert not await_it.done()  # ...and yet not durable
     page = await journal.reader().page(after_index=-1, limit=10, filter=EntryFilter())
     assert page.entries == ()
@@ -279,18 +281,95 @@ def test_a_loop_that_is_gone_stops_nothing(folder: Path, disk: Disk) -> None:
 
 
 async def test_files_are_the_owner_s_alone(journal: FileJournal, folder: Path) -> None:
-    """The folder has mode 0700, its files 0600, whatever the umask allows."""
-    assert modes(folder) == {".": 0o700, "journal.jsonl": 0o600, "lock": 0o600}
-    assert journal.healthy
+    """Folders have mode 0700, files 0600, whatever the umask allows."""
+    await journal.append(made(0))
+    await journal.integrate()
+    await journal.publish(b"a note\n")
+    everything = [folder, *folder.rglob("*")]  # noqa: ASYNC240 - nothing else runs
+    for path in everything:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
 
 
-async def test_the_file_begins_with_its_header(journal: FileJournal, folder: Path) -> None:
-    """A new journal is its header, and nothing of its making is left over."""
-    assert log_path(folder).read_bytes() == (
+async def test_a_new_log_s_files(journal: FileJournal, folder: Path) -> None:
+    """A new log says whose it is, and nothing of its making is left over."""
+    assert (folder / "origin").read_bytes() == (
         b'{"format":"ironwork-log/1","origin":"keys.test/a"}\n'
     )
-    assert modes(folder).keys() == {".", "journal.jsonl", "lock"}
+    assert modes(folder).keys() == {
+        ".", "lock", "origin", "pending.0", "pending.1", "state", "tile"
+    }  # fmt: skip
     assert journal.origin == ORIGIN
+
+
+async def test_what_is_published(journal: FileJournal, folder: Path) -> None:
+    """Entries become a tree on request, and its checkpoint replaces the one before."""
+    assert journal.checkpoint() is None
+    await journal.append(made(0), made(1))
+    tree = await journal.integrate()
+    assert tree.size == 2
+    assert journal.hashes(2).node(1, 0) == tree.root
+    for note in (b"first\n", b"second\n"):
+        await journal.publish(note)
+        assert journal.checkpoint() == note
+
+
+async def test_only_the_signing_of_checkpoints_makes_none_due(folder: Path) -> None:
+    """An entry is told of when it is durable, unless it is a checkpoint's own."""
+    due: list[int] = []
+    journal = FileJournal.open(folder, ORIGIN, on_durable=due.append)
+    await journal.append(made(0, operation="hsm.sign"))
+    assert due == []
+    await journal.append(made(1), made(2, operation="hsm.sign"))
+    assert due == [2]
+    await journal.close()
+
+
+async def test_a_disk_that_hangs_in_a_tile(folder: Path, disk: Disk) -> None:
+    """Past its deadline an integration fails, the next one at once; appends are not held up
+    longer than the disk holds them, and the process can end.
+    """
+    journal = FileJournal.open(folder, ORIGIN, file_system=disk, deadline_s=0.1)
+    await journal.append(made(0))
+    disk.hold.clear()
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await journal.integrate()
+    disk.hold.set()
+    await until(lambda: not journal._aside.busy)
+    assert (await journal.integrate()).size == 1
+    await journal.close()
+
+
+async def test_tiles_that_fail_for_good_stop_the_journal(folder: Path, disk: Disk) -> None:
+    """After a failed sync of a tile nothing is written any more, and health says so."""
+    failures: list[str] = []
+    journal = FileJournal.open(folder, ORIGIN, file_system=disk, on_failure=failures.append)
+    await journal.append(made(0))
+    disk.faults["fdatasync"] = BROKEN
+    with pytest.raises(Unavailable):
+        await journal.integrate()
+    disk.faults.clear()
+    with pytest.raises(Unavailable):
+        await journal.append(made(1))
+    assert len(failures) == 1
+    assert not journal.healthy
+    await journal.close()
+    journal = FileJournal.open(folder, ORIGIN)
+    assert (await journal.append(made(1)))[0].index == 1
+    await journal.close()
+
+
+async def test_tiles_that_fail_for_now_do_not(folder: Path, disk: Disk) -> None:
+    """Where there is no room for a tile, entries are durable all the same."""
+    journal = FileJournal.open(folder, ORIGIN, file_system=disk)
+    await journal.append(made(0))
+    disk.faults["rename"] = FULL
+    with pytest.raises(Unavailable):
+        await journal.integrate()
+    assert (await journal.append(made(1)))[0].index == 1
+    disk.faults.clear()
+    assert (await journal.integrate()).size == 2
+    await journal.close()
 
 
 async def test_one_process_holds_a_journal(journal: FileJournal, folder: Path) -> None:
@@ -382,6 +461,5 @@ async def test_a_journal_without_loose_ends_gets_no_mark(folder: Path) -> None:
     journal = FileJournal.open(folder, ORIGIN)
     await journal.append(intent(0), outcome(0, 0))
     await journal.close()
-    size = log_path(folder).stat().st_size
     await FileJournal.open(folder, ORIGIN).close()
-    assert log_path(folder).stat().st_size == size
+    assert len(entries(folder)) == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fixtures.journal_events import NOW, ORIGIN, intent, log_path, made
+from fixtures.journal_events import NOW, ORIGIN, intent, made
 from ironwork_audit import parse
 from ironwork_server.core.errors import DataLoss, Unavailable
 from ironwork_server.journal import EntryFilter, FileJournal, JournalReader
@@ -56,8 +56,10 @@ async def test_pages_together_are_the_whole_log(
 
 
 async def test_reading_begins_anywhere(journal: FileJournal) -> None:
-    """A page begins right after after_index, on either side of an offset that is kept."""
-    await fill(journal, 600)
+    """A page begins right after after_index, in a bundle or in memory."""
+    await fill(journal, 550)
+    await journal.integrate()
+    await fill(journal, 50)
     reader = journal.reader()
     for after in (-1, 0, 254, 255, 256, 511, 598):
         page = await reader.page(after_index=after, limit=1, filter=EVERYTHING)
@@ -164,22 +166,22 @@ async def test_a_file_that_cannot_be_read_is_unavailable(
     journal: FileJournal, tmp_path: Path
 ) -> None:
     """No foreign error leaves the reader."""
-    await fill(journal, 3)
-    log_path(tmp_path / "j").rename(tmp_path / "away")
+    await fill(journal, 300)
+    await journal.integrate()
+    (tmp_path / "j/tile/entries/000").rename(tmp_path / "away")
     with pytest.raises(Unavailable) as failed:
         await journal.reader().page(after_index=-1, limit=5, filter=EVERYTHING)
     assert failed.value.reason == "AUDIT_UNAVAILABLE"
 
 
-@pytest.mark.parametrize("replacement", [b"", b"garbage of another kind\n"])
+@pytest.mark.parametrize("replacement", [b"", b"\0\x04text" * 256])
 async def test_an_entry_that_changed_is_data_loss(
     journal: FileJournal, tmp_path: Path, replacement: bytes
 ) -> None:
     """What is not an entry any more is not passed off as one."""
-    await fill(journal, 2)
-    content = log_path(tmp_path / "j").read_bytes()
-    header_line = content.splitlines(keepends=True)[0]
-    log_path(tmp_path / "j").write_bytes(header_line + replacement)
+    await fill(journal, 256)
+    await journal.integrate()
+    (tmp_path / "j/tile/entries/000").write_bytes(replacement)
     with pytest.raises(DataLoss) as failed:
         await journal.reader().page(after_index=-1, limit=5, filter=EntryFilter(start_time=NOW))
     assert failed.value.reason == "AUDIT_DAMAGED"

@@ -1,0 +1,51 @@
+"""Blocking work in a thread that nobody has to wait for: a disk may hang for ever."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Aside:
+    """One call at a time. A thread of an executor would keep the process from ending."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        # Set on the loop when a call begins, cleared by its thread.
+        self.busy = False
+
+    async def run(self, work: Callable[[], T], *, deadline_s: float) -> T:
+        """The call's result or error. Raises TimeoutError, at once where an earlier call still
+        hangs (`busy`).
+        """
+        if self.busy:
+            raise TimeoutError
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]  # T may be None itself
+
+        def act() -> None:
+            result, error = None, None
+            try:
+                result = work()
+            except Exception as raised:  # noqa: BLE001  it is raised where it is awaited
+                error = raised
+            self.busy = False
+            # RuntimeError: the loop is closed, so nobody waits there any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, result, error)
+
+        self.busy = True
+        threading.Thread(target=act, name=self._name, daemon=True).start()
+        async with asyncio.timeout(deadline_s):
+            return await future
