@@ -19,6 +19,7 @@ from fixtures.agent import Agent, Answer
 from fixtures.migrated import NewStore
 from fixtures.rotation import DEADLINE_S, Load, delete, late
 from fixtures.server import ADMIN, AGENT, PARENT, make_settings, spiffe
+from fixtures.signing import SigningKeyFiles
 from fixtures.simulator import TestSimulator
 from fixtures.softhsm import MakeToken
 from fixtures.subjects import Subject, subject
@@ -75,6 +76,7 @@ async def start_replica(
     dev_ca: DevCa,
     simulator: TestSimulator,
     make_token: MakeToken,
+    signing_key: SigningKeyFiles,
     new_store: NewStore,
 ) -> AsyncIterator[StartReplica]:
     """`await start_replica()`: a process with a folder, log and origin of its own; the store and
@@ -96,7 +98,12 @@ async def start_replica(
                 dev_ca,
                 token,
                 url,
-                audit={"folder": folder / "audit", "origin": f"ironwork.test/{name}"},
+                signing_key=signing_key.uri,
+                audit={
+                    "folder": folder / "audit",
+                    "origin": f"ironwork.test/{name}",
+                    "signing_key": signing_key.uri,
+                },
             )
             process = subject(
                 replica_subject.__file__,

@@ -12,6 +12,9 @@ from fixtures.hsmd import MakeHsmd
 from fixtures.migrated import NewStore
 from fixtures.production import Production
 from fixtures.softhsm import MakeToken
+from ironwork_audit.log import AppendLog
+from ironwork_audit.tlog import Checkpoint, Signature, format_note
+from ironwork_hsm.pkcs11.softhsm import token_uri
 from ironwork_server import store
 from ironwork_server.app.devpki import DevCa
 from ironwork_server.cli import serve as serve_module
@@ -83,6 +86,54 @@ def test_a_token_without_its_label(ready: Production, refusal: Refusal) -> None:
     uri = ready.token.uri.replace(f"token={ready.token.label}", "serial=1234")
     ready.settings["master_key"] = {"uris": [uri]}
     assert refusal(ready) == "master_key.uris: name the token by its label (token=…) as well."
+
+
+def test_no_signing_key(ready: Production, refusal: Refusal) -> None:
+    """A log that nobody signs is not served with; the line says what to set and to run."""
+    del ready.settings["audit"]["signing_key"]
+    said = refusal(ready)
+    assert said.startswith("audit.signing_key is not set")
+    assert "audit-key create" in said
+
+
+def test_a_signing_key_in_the_master_key_s_token(ready: Production, refusal: Refusal) -> None:
+    """Whoever can unwrap keys must not be able to sign the log."""
+    ready.settings["audit"]["signing_key"] = ready.token.uri_for("checkpoints")
+    assert refusal(ready).startswith("audit.signing_key names the master key's token")
+
+
+def test_a_signing_key_under_the_master_key_s_pin(
+    ready: Production, refusal: Refusal, tmp_path: Path
+) -> None:
+    """Nor may one PIN file open both, by whatever name."""
+    link = tmp_path / "link"
+    link.symlink_to(ready.token.pin_file)
+    uri = token_uri("another", "checkpoints", ready.token.pin_file)
+    ready.settings["audit"]["signing_key"] = uri
+    assert refusal(ready).startswith("audit.signing_key names the master key's PIN file")
+    ready.settings["audit"]["signing_key"] = uri.replace(str(ready.token.pin_file), str(link))
+    assert refusal(ready).startswith("audit.signing_key names the master key's PIN file")
+    link.unlink()
+    ready.settings["audit"]["signing_key"] = uri.replace(str(ready.token.pin_file), str(link))
+    assert "PIN file" in refusal(ready)  # it is not there; the text is the HSM's
+
+
+def test_a_log_that_another_key_signed(ready: Production, refusal: Refusal) -> None:
+    """A log goes on under the key that it was begun with."""
+    folder = Path(ready.settings["audit"]["folder"])
+    log = AppendLog.open(folder, ready.settings["audit"]["origin"])
+    text = Checkpoint(log.origin, 0, log.tree.root).text
+    log.publish(format_note(text, [Signature(log.origin, b"1234", b"x" * 64)]))
+    log.close()
+    assert "not signed by audit.signing_key" in refusal(ready)
+
+
+def test_an_old_journal(ready: Production, refusal: Refusal) -> None:
+    """A folder of the plain journal of before is refused; the line says what to do."""
+    folder = Path(ready.settings["audit"]["folder"])
+    folder.mkdir(mode=0o700)
+    (folder / "journal.jsonl").write_text("")
+    assert "set audit.folder to a new one" in refusal(ready)
 
 
 def test_a_dev_store(ready: Production, refusal: Refusal) -> None:

@@ -23,10 +23,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fixtures.agent import Agent, message_body
 from fixtures.hsmd import entries_of
 from fixtures.journal_events import entries
+from fixtures.log_check import check_checkpoint
 from fixtures.processes import Dev, command, dev, server
 from fixtures.production import Production
 from fixtures.softhsm import MakeToken
 from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
+from ironwork_audit.tlog import KeyType, VerifierKey
 from ironwork_client import AuditClient, KeyClient, PermissionDenied, Profile
 from ironwork_server.cli import dev as dev_module
 from ironwork_server.cli import leakcheck
@@ -84,6 +86,38 @@ def test_the_first_steps_of_an_operator(
     assert outcome.details["master_key_version"] == 1
 
 
+def test_the_log_s_key_is_made_once(
+    production: Production, make_token: MakeToken, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`audit-key create` makes it in its token, on record, and says the verifier key; `show` says
+    the same; a second `create` changes nothing.
+    """
+    token = make_token()
+    production.settings["audit"]["signing_key"] = token.uri_for("checkpoints")
+    config = ["--config", str(production.write())]
+    assert main(["audit-key", "show", *config]) == 1
+    assert "holds no signing key" in capsys.readouterr().err
+    assert main(["audit-key", "create", *config]) == 0
+    said = capsys.readouterr().out
+    key = VerifierKey.parse(said.strip())
+    assert (key.name, key.type) == ("keys.acme.example/one", KeyType.ED25519)
+    assert main(["audit-key", "show", *config]) == 0
+    assert capsys.readouterr().out == said
+    assert main(["audit-key", "create", *config]) == 1
+    assert "already" in capsys.readouterr().err
+    found = [entry.event for entry in entries(production.folder / "audit")]
+    assert [(event.operation, event.phase, event.success) for event in found] == [
+        ("hsm.generate", "intent", None),
+        ("hsm.generate", "outcome", True),
+        ("hsm.generate", "intent", None),
+        ("hsm.generate", "outcome", False),
+    ]
+    assert found[1].details["mechanism"] == "ed25519"
+    (production.folder / "audit" / "journal.jsonl").write_text("")
+    assert main(["audit-key", "create", *config]) == 1
+    assert "older version" in capsys.readouterr().err
+
+
 def test_commands_without_settings_say_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +129,8 @@ def test_commands_without_settings_say_what_is_missing(
         ["db", "upgrade"],
         ["master-key", "create"],
         ["master-key", "list"],
+        ["audit-key", "create"],
+        ["audit-key", "show"],
     ):
         assert main(arguments) == 1
         said = capsys.readouterr().err
@@ -187,14 +223,19 @@ def test_serve_runs_on_what_is_not_dev(production: Production, make_token: MakeT
         running.signal()
         assert running.wait() == 0
         names = [event["event"] for event in running.events()]
-        assert names[:3] == [
-            "memory.overwrites_freed",
-            "hsm.pin_in_server",
-            "service.serving",
-        ]
+        assert names[0] == "memory.overwrites_freed"
+        assert set(names[1:3]) == {"hsm.pin_in_server", "audit.unwitnessed"}
+        assert names[3] == "service.serving"
         assert names[-2:] == ["signal.received", "service.draining"]
     operations = [entry.event.operation for entry in entries(production.folder / "audit")]
-    assert (operations[0], operations[-1]) == ("service.start", "service.stop")
+    # The last checkpoint covers all but its own signing.
+    assert (operations[0], operations[-3:]) == (
+        "service.start",
+        ["service.stop"] + ["hsm.sign"] * 2,
+    )
+    assert check_checkpoint(production.folder / "audit", "keys.acme.example/one") == (
+        len(operations) - 2
+    )
 
 
 PROBE = """

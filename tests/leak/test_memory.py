@@ -14,6 +14,7 @@ from fixtures.memory_load import NONE, Loaded, add_keys, streaming, use_keys
 from fixtures.memory_subject import masked
 from fixtures.migrated import NewStore
 from fixtures.server import make_settings, spiffe
+from fixtures.signing import SigningKeyFiles
 from fixtures.simulator import TestSimulator
 from fixtures.softhsm import MakeToken
 from fixtures.subjects import Subject, subject
@@ -53,12 +54,14 @@ class Start:
         ca: DevCa,
         simulator: TestSimulator,
         make_token: MakeToken,
+        signing_key: SigningKeyFiles,
         new_store: NewStore,
     ) -> None:
         self._folder = folder
         self._ca = ca
         self._simulator = simulator
         self._make_token = make_token
+        self._signing_key = signing_key
         self._new_store = new_store
 
     @contextmanager
@@ -72,6 +75,7 @@ class Start:
             self._ca,
             token,
             self._new_store(folder / "db" / "keys.db"),
+            signing_key=self._signing_key.uri,
             # A call that its client gave up is still being wound up when the next one begins.
             limits={"max_keys": 5000, "unary_per_principal": 64},
         )
@@ -95,9 +99,10 @@ def start(
     dev_ca: DevCa,
     simulator: TestSimulator,
     make_token: MakeToken,
+    signing_key: SigningKeyFiles,
     new_store: NewStore,
 ) -> Start:
-    return Start(tmp_path, dev_ca, simulator, make_token, new_store)
+    return Start(tmp_path, dev_ca, simulator, make_token, signing_key, new_store)
 
 
 async def measure(watched: Watched, count: int) -> dict[str, dict[str, int]]:

@@ -57,15 +57,18 @@ def _refuse_dev_certificates(settings: Settings) -> None:
 
 def _refuse_dev_tokens(settings: Settings) -> list[Path]:
     pins = []
-    for uri in settings.master_key.uris:
+    named = [("master_key.uris", uri) for uri in settings.master_key.uris]
+    if settings.audit.signing_key is not None:
+        named.append(("audit.signing_key", settings.audit.signing_key))
+    for name, uri in named:
         if not uri.lower().startswith("pkcs11:"):
             # open_backend says which schemes there are.
             continue
         parsed = parse_pkcs11_uri(uri)
         if parsed.token is None:
             # By its serial number or slot a dev token could not be told from another.
-            raise StartupError("master_key.uris: name the token by its label (token=…) as well.")
+            raise StartupError(f"{name}: name the token by its label (token=…) as well.")
         if parsed.token.startswith(TOKEN_LABEL):
-            raise StartupError(f"master_key.uris names the token {TOKEN_LABEL}{_NOT_IN_PRODUCTION}")
+            raise StartupError(f"{name} names the token {TOKEN_LABEL}{_NOT_IN_PRODUCTION}")
         pins.append(parsed.pin_source)
     return pins

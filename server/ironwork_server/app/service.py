@@ -20,6 +20,7 @@ from ironwork_server.access.reload import Reloading
 from ironwork_server.access.rules import IdentityRule
 from ironwork_server.access.tls import ServerTls, server_credentials
 from ironwork_server.access.trust import ClientTrust
+from ironwork_server.app.audit_key import open_audit_signer
 from ironwork_server.app.hsm_state import HsmState
 from ironwork_server.app.metrics import PrometheusMeter, tell_expiry
 from ironwork_server.app.metrics_listener import listening
@@ -32,6 +33,7 @@ from ironwork_server.core.meter import Meter
 from ironwork_server.core.names import PageTokens
 from ironwork_server.core.routes import RouteTable
 from ironwork_server.custody.add_key import KeyAdder
+from ironwork_server.custody.checkpoints import ATTEMPT_DEADLINE_S, Checkpointer
 from ironwork_server.custody.delete_key import KeyDeleter
 from ironwork_server.custody.gate import Gate
 from ironwork_server.custody.in_flight import InFlight
@@ -137,6 +139,7 @@ async def _start(
     log_file = FileJournal.open(settings.audit.folder, settings.audit.origin)
     stack.push_async_callback(log_file.close)
     journal = MeteredJournal(log_file, meter)
+    checkpointer = await _publish(stack, settings, log_file)
     records = ServiceRecords(journal, meter=meter)
     await stack.enter_async_context(records.running())
     policy = await _watch_policy(stack, settings, records)
@@ -162,6 +165,7 @@ async def _start(
         journal=journal,
         meter=meter,
         on_undecided=settler.undecided,
+        publisher=checkpointer,
     )
     stack.push_async_callback(gate.settle)
     await _in_background(stack, _regularly(gate.write_refusals))
@@ -215,7 +219,12 @@ async def _start(
         lister=AuditLister(reader=log_file.reader(), origin=journal.origin, tokens=tokens),
     )
     health = HealthMonitor(
-        {"store": store.check, "journal": _journal_check(log_file), "hsm": hsm.check},
+        {
+            "store": store.check,
+            "journal": _journal_check(log_file),
+            "checkpoint": checkpointer.check,
+            "hsm": hsm.check,
+        },
         lost=grants.untrusted,
         meter=meter,
     )
@@ -274,6 +283,26 @@ async def _listen(
         ) from None
     await server.start()
     return server, port
+
+
+async def _publish(stack: AsyncExitStack, settings: Settings, journal: FileJournal) -> Checkpointer:
+    """Sign the log from now on, to the last entry of the shutdown."""
+    signer = await open_audit_signer(settings)
+    stack.push_async_callback(signer.close)
+    checkpointer = Checkpointer(journal, signer)
+    checkpointer.resume()
+    log.warning("audit.unwitnessed")
+    task = asyncio.ensure_future(checkpointer.run())
+
+    async def end() -> None:
+        checkpointer.stop()
+        done, _ = await asyncio.wait([task], timeout=ATTEMPT_DEADLINE_S * 2)
+        if not done:
+            task.cancel()
+            await asyncio.wait([task])
+
+    stack.push_async_callback(end)
+    return checkpointer
 
 
 async def _watch_policy(

@@ -102,9 +102,12 @@ class Store(_Section):
 
 
 class Audit(_Section):
-    """origin: the log's name, stable for the life of the folder."""
+    """origin: the log's name, stable for the life of the folder. signing_key: the URI of the key
+    that signs its checkpoints, in a token and under a PIN of its own.
+    """
 
     folder: PathName
+    signing_key: str | None = None
     origin: str = Field(pattern=r"^[a-z0-9][a-z0-9./_-]{0,127}$")
 
 

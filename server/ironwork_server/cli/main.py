@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_dev(commands.add_parser("dev", help="run everything embedded, for hand use and tests"))
     _add_serve(commands.add_parser("serve", help="run the service"))
     _add_master_key(commands.add_parser("master-key", help="create or list master-key versions"))
+    _add_audit_key(
+        commands.add_parser("audit-key", help="create or show the key that signs the audit log")
+    )
     _add_db(commands.add_parser("db", help="migrate the database, or say where it stands"))
     _add_policy(commands.add_parser("policy", help="write the default policies"))
     _add_leakcheck(commands.add_parser("leakcheck", help="look for a key in files"))
@@ -92,6 +95,17 @@ def _add_master_key(parser: argparse.ArgumentParser) -> None:
         sub = commands.add_parser(name, help=text)
         _add_config(sub)
         sub.add_argument("--json", action="store_true")
+        sub.set_defaults(command=command)
+
+
+def _add_audit_key(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, text, command in (
+        ("create", "create it in its token, and print its verifier key", _audit_key_create),
+        ("show", "print its verifier key", _audit_key_show),
+    ):
+        sub = commands.add_parser(name, help=text)
+        _add_config(sub)
         sub.set_defaults(command=command)
 
 
@@ -159,6 +173,18 @@ def _master_key_list(options: argparse.Namespace) -> int:
     from ironwork_server.cli.master_key import list_versions
 
     return list_versions(options.config, as_json=options.json)
+
+
+def _audit_key_create(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.audit_key import create
+
+    return create(options.config)
+
+
+def _audit_key_show(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.audit_key import show
+
+    return show(options.config)
 
 
 def _db_upgrade(options: argparse.Namespace) -> int:

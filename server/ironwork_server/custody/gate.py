@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from typing import Protocol
 
 from ironwork_audit import fits
 from ironwork_server.access.limits import Limits
@@ -42,7 +43,20 @@ MAX_RECORDS = 16
 # How long an outcome may take to reach the disk before the call is answered as failed.
 OUTCOME_DEADLINE_S = 10.0
 
+# Acknowledged only once a signed checkpoint covers their outcome.
+PUBLISHED = frozenset({Action.ADD_KEY, Action.DELETE_KEY})
+
 _MINT = object()
+
+
+class Publisher(Protocol):
+    """Publishes the log; both raise Unavailable."""
+
+    def require(self) -> None:
+        """Refuse while nothing can be published."""
+
+    async def published(self, reference: AuditReference) -> None:
+        """Wait until the entry is under a published checkpoint."""
 
 
 class Permit:
@@ -62,6 +76,7 @@ class Permit:
         intent: AuditReference,
         claims: Claims,
         journal: Journal,
+        publisher: Publisher | None,
     ) -> None:
         if mint is not _MINT:
             raise TypeError("only a Gate makes a Permit")
@@ -72,6 +87,7 @@ class Permit:
         self.intent = intent
         self.claims = claims
         self._journal = journal
+        self._publisher = publisher
         self._open = True
         self._key_id = resource.key_id or ""
         self._details: dict[str, str | int] = {}
@@ -153,13 +169,17 @@ class Permit:
             intent_index=self.intent.index,
             details=self._details,
         )
-        self._pending.append(asyncio.ensure_future(self._journal.append(outcome)))
+        written = asyncio.ensure_future(self._journal.append(outcome))
+        self._pending.append(written)
         done, late = await asyncio.wait(self._pending, timeout=OUTCOME_DEADLINE_S)
         failed = [task for task in done if task.cancelled() or task.exception() is not None]
         if late or failed:
             raise Unavailable(
                 "The audit log cannot record this call's outcome.", reason="AUDIT_UNAVAILABLE"
             )
+        if success and self.action in PUBLISHED and self._publisher is not None:
+            (reference,) = written.result()
+            await self._publisher.published(reference)
         return outcome
 
 
@@ -174,12 +194,16 @@ class Gate:
         journal: Journal,
         meter: Meter = SILENT,
         on_undecided: Callable[[AuditEvent], None] = lambda outcome: None,
+        publisher: Publisher | None = None,
     ) -> None:
-        """on_undecided: told of an outcome on record that says STORE_UNDECIDED."""
+        """on_undecided: told of an outcome on record that says STORE_UNDECIDED. publisher: None
+        where nothing is published, as in tests of something else.
+        """
         self._on_undecided = on_undecided
         self._policy = policy
         self._limits = limits
         self._journal = journal
+        self._publisher = publisher
         self._refusals = Refusals(journal)
         self._meter = meter
         # Done when its admission is over: a call is seen to its end also when its RPC has ended.
@@ -225,8 +249,9 @@ class Gate:
         """Decide, count, record the intent; lend a Permit; record the outcome.
 
         Raises PermissionDenied, LimitExceeded, or Unavailable (AUDIT_UNAVAILABLE), and then
-        nothing was done. Where the outcome cannot be recorded the call fails, although the act
-        may have happened: the log then holds its intent.
+        nothing was done. Where the outcome cannot be recorded, or an admin call's not published
+        (CHECKPOINT_UNAVAILABLE), the call fails, although the act may have happened: the log then
+        holds what is known of it.
         """
         await self.check(principal, action, resource, claims)
         await self._in_time(principal, action, resource, claims)
@@ -234,6 +259,8 @@ class Gate:
         async with self._counted(limit, principal, action, resource, claims):
             permit = await self._intend(principal, action, resource, claims, details)
             async with self._recorded(permit):
+                if action in PUBLISHED and self._publisher is not None:
+                    self._publisher.require()
                 yield permit
 
     async def _in_time(
@@ -303,6 +330,7 @@ class Gate:
             intent=intent,
             claims=claims,
             journal=self._journal,
+            publisher=self._publisher,
         )
 
     @asynccontextmanager

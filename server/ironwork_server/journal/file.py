@@ -71,7 +71,6 @@ class FileJournal:
         *,
         on_failure: Callable[[str], None] = _nothing,
         on_recovery: Callable[[], None] = _nothing,
-        on_durable: Callable[[int], None] = _nothing,
         deadline_s: float = 5.0,
         max_pending: int = 4096,
         probe_s: float = 1.0,
@@ -84,9 +83,7 @@ class FileJournal:
         intents that never got an outcome are marked (event `journal.unfinished`). Parameters:
         Tuning. Raises JournalError: in use, another origin's, damaged, or unusable.
         """
-        tuning = Tuning(
-            deadline_s, max_pending, probe_s, clock, on_failure, on_recovery, on_durable
-        )
+        tuning = Tuning(deadline_s, max_pending, probe_s, clock, on_failure, on_recovery)
         state = LogState()
         log = AppendLog.open(
             folder, origin, fold=state, file_system=file_system or OperatingSystem()
@@ -142,6 +139,11 @@ class FileJournal:
     def reader(self) -> JournalReader:
         """A reader of what is durable in this journal; it follows as the journal grows."""
         return JournalReader(self._log)
+
+    @property
+    def due(self) -> int:
+        """The index after the last entry that a checkpoint is due for: any but `hsm.sign`."""
+        return self._writer.due
 
     async def integrate(self) -> Tree:
         """Put every durable entry into the tree's tiles; the tree that they are. Raises

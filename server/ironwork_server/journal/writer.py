@@ -42,7 +42,6 @@ class Tuning:
     """deadline_s: how long an append may take. max_pending: how many events may wait. probe_s: how
     often a full disk is tried again. clock: the time of writing. on_failure, on_recovery: called
     on the writer's thread when the journal stops or resumes; they neither block nor raise.
-    on_durable: the same, with the index after the last entry that a checkpoint is due for.
     """
 
     deadline_s: float
@@ -51,7 +50,6 @@ class Tuning:
     clock: Callable[[], datetime]
     on_failure: Callable[[str], None]
     on_recovery: Callable[[], None]
-    on_durable: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,9 @@ class Writer:
         self._failed_at: float | None = None
         self._problem: WriteFailed | None = None
         self._stopping = False
-        # Set by the thread alone: since when (time.monotonic) it has been writing.
+        # Set by the thread alone: the index after the last entry that a checkpoint is due for.
+        self.due = 0
+        # Likewise: since when (time.monotonic) it has been writing.
         self._busy_since: float | None = None
         # A daemon, so that a disk that hangs does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="audit-journal", daemon=True)
@@ -191,9 +191,9 @@ class Writer:
             first = self._log.append([self._rendering(event, now) for event in events])
         finally:
             self._busy_since = None
-        due = [index for index, event in enumerate(events, first + 1) if event.operation != SIGN]
-        if due:
-            self._tuning.on_durable(due[-1])
+        for index, event in enumerate(events, first):
+            if event.operation != SIGN:
+                self.due = index + 1
         return first
 
     def _rendering(self, event: Event, now: datetime) -> Callable[[int], bytes]:

@@ -272,3 +272,68 @@ async def test_a_value_that_the_log_may_not_hold_is_left_out(
     assert "two" not in custody.entries()[-1].text
     assert '"http_status":200' in custody.entries()[-1].text.replace(" ", "")
     assert "audit.detail_left_out" in caplog.messages
+
+
+class Publishing:
+    """What the gate asks of the log's publisher."""
+
+    def __init__(self) -> None:
+        self.indexes: list[int] = []
+        self.sick = False
+        self.late = False
+
+    def require(self) -> None:
+        if self.sick:
+            raise Unavailable("sick", reason="CHECKPOINT_UNAVAILABLE")
+
+    async def published(self, reference: AuditReference) -> None:
+        self.indexes.append(reference.index)
+        if self.late:
+            raise Unavailable("late", reason="CHECKPOINT_UNAVAILABLE")
+
+
+@pytest.mark.parametrize("action", [Action.ADD_KEY, Action.DELETE_KEY, Action.LIST_MASKED])
+async def test_admin_calls_wait_for_their_checkpoint(custody: Custody, action: Action) -> None:
+    """AddKey and DeleteKey are acknowledged once their outcome is published; while nothing can be,
+    they are refused before they act. Other calls do not wait.
+    """
+    publishing = Publishing()
+    gate = Gate(
+        policy=lambda: custody.policy,
+        limits=Limits(LimitSettings()),
+        journal=custody.journal,
+        publisher=publishing,
+    )
+    writes = action is not Action.LIST_MASKED
+    async with gate.admit(a_principal(), action, Resource("acme"), Claims()):
+        pass
+    assert publishing.indexes == ([1] if writes else [])
+    publishing.late = True
+    if writes:
+        with pytest.raises(Unavailable, match="late"):
+            async with gate.admit(a_principal(), action, Resource("acme"), Claims()):
+                pass
+        publishing.sick = True
+        with pytest.raises(Unavailable, match="sick"):
+            async with gate.admit(a_principal(), action, Resource("acme"), Claims()):
+                pytest.fail("it acts")
+        assert custody.entries()[-1].event.reason == "CHECKPOINT_UNAVAILABLE"
+        return
+    publishing.sick = True
+    async with gate.admit(a_principal(), action, Resource("acme"), Claims()):
+        pass
+
+
+async def test_a_failed_admin_call_waits_for_nothing(custody: Custody) -> None:
+    """What was not done need not be published before it is answered."""
+    publishing = Publishing()
+    gate = Gate(
+        policy=lambda: custody.policy,
+        limits=Limits(LimitSettings()),
+        journal=custody.journal,
+        publisher=publishing,
+    )
+    with pytest.raises(Unavailable, match="no"):
+        async with gate.admit(a_principal(), Action.ADD_KEY, Resource("acme"), Claims()):
+            raise Unavailable("no", reason="AUDIT_UNAVAILABLE")
+    assert publishing.indexes == []

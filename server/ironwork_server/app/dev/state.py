@@ -3,6 +3,7 @@
 DEV            the mark, and the lock that keeps a second server out
 hsm/           SoftHSM's token and PIN          db/      the database
 hsmd/          the HSM process: socket, record, settings
+hsm-audit/     the token and PIN of the audit log's signing key; verifier-key: its public half
 audit/         the audit log                    pki/     the throw-away CA
 policy/        Cedar policies, yours to edit    profiles/  one client profile for each role
 simulator/     the Anthropic simulator's certificate and log
@@ -16,15 +17,19 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ironwork_audit.tlog import VerifierKey
+from ironwork_hsm import KeyMissing
 from ironwork_hsm.pkcs11.softhsm import (
     SoftHsmToken,
     config_environment,
     create_token,
     token_uri,
+    use_config,
 )
 from ironwork_server import store
 from ironwork_server.access.policy import write_default_policies
 from ironwork_server.access.rules import DEFAULT_RULES
+from ironwork_server.app.audit_key import create_audit_key, show_audit_key
 from ironwork_server.app.dev.hsmd import create_first
 from ironwork_server.app.devpki import DEV_TRUST_DOMAIN, DevCa, write_client_profile
 from ironwork_server.app.settings import Settings, validated
@@ -33,6 +38,8 @@ from ironwork_server.app.startup import StartupError
 MARK = "DEV"
 # `serve` refuses tokens whose label begins like this.
 TOKEN_LABEL = "ironwork-dev"  # noqa: S105  a label, no password
+AUDIT_TOKEN_LABEL = "ironwork-dev-audit"  # noqa: S105  likewise
+VERIFIER_KEY = "verifier-key"
 ORIGIN = "ironwork.dev/server"
 WORKSPACE = "acme"
 # Profile name, SPIFFE path, workspace that the profile asks for.
@@ -52,6 +59,7 @@ class DevState:
     folder: Path
     ca: DevCa
     token: SoftHsmToken
+    audit_token: SoftHsmToken
     lock: int
 
     @property
@@ -71,7 +79,14 @@ async def open_state(folder: Path) -> DevState:
     for name in ("db", "audit", "pki", "policy", "profiles", "simulator"):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
     token = await _token(folder)
-    state = DevState(folder, _authority(folder / "pki"), token, lock)
+    audit_token = _audit_token(folder)
+    # The master key's token is the HSM process's alone.
+    use_config(audit_token.config)
+    state = DevState(folder, _authority(folder / "pki"), token, audit_token, lock)
+    key = await _audit_key(
+        settings_of(state, hsm=token.uri, listen="127.0.0.1:0", log_level="info")
+    )
+    (folder / VERIFIER_KEY).write_text(f"{key}\n")
     store.upgrade(state.store_url)
     store.mark(state.store_url, store.DEV)
     if not any((folder / "policy").glob("*.cedar")):
@@ -101,7 +116,11 @@ def settings_of(state: DevState, *, hsm: str, listen: str, log_level: str) -> Se
             "policy": {"folder": state.folder / "policy"},
             "master_key": {"uris": [hsm]},
             "store": {"url": state.store_url},
-            "audit": {"folder": state.folder / "audit", "origin": ORIGIN},
+            "audit": {
+                "folder": state.folder / "audit",
+                "origin": ORIGIN,
+                "signing_key": state.audit_token.uri,
+            },
             "metrics": {"listen": "127.0.0.1:0", "workspaces": [WORKSPACE]},
         }
     )
@@ -147,22 +166,43 @@ def _empty(folder: Path) -> bool:
 
 async def _token(state: Path) -> SoftHsmToken:
     folder = state / "hsm"
-    config, pin, so_pin = folder / "softhsm2.conf", folder / "pin", folder / "so-pin"
-    # The database is made after the token and the master key in it.
+    # The database is made after the tokens and the keys in them.
     if (state / "db" / "keys.db").exists():
-        return SoftHsmToken(
-            label=TOKEN_LABEL,
-            uri=token_uri(TOKEN_LABEL, "master", pin),
-            config=config,
-            pin_file=pin,
-            so_pin_file=so_pin,
-            env=config_environment(config),
-        )
+        return _existing(folder, TOKEN_LABEL, "master")
     # What a start that was broken off left behind may be half a token, and wraps nothing yet.
     shutil.rmtree(folder, ignore_errors=True)
     token = create_token(folder, TOKEN_LABEL)
     await create_first(state / "hsmd", token)
     return token
+
+
+def _audit_token(state: Path) -> SoftHsmToken:
+    """A token of its own: whoever may unwrap keys may not sign the log."""
+    folder = state / "hsm-audit"
+    if (state / "db" / "keys.db").exists() and folder.exists():
+        return _existing(folder, AUDIT_TOKEN_LABEL, "checkpoints")
+    shutil.rmtree(folder, ignore_errors=True)
+    return create_token(folder, AUDIT_TOKEN_LABEL, object_label="checkpoints")
+
+
+async def _audit_key(settings: Settings) -> VerifierKey:
+    """The signing key, which the first start makes."""
+    try:
+        return await show_audit_key(settings)
+    except KeyMissing:
+        return await create_audit_key(settings)
+
+
+def _existing(folder: Path, label: str, object_label: str) -> SoftHsmToken:
+    pin, config = folder / "pin", folder / "softhsm2.conf"
+    return SoftHsmToken(
+        label=label,
+        uri=token_uri(label, object_label, pin),
+        config=config,
+        pin_file=pin,
+        so_pin_file=folder / "so-pin",
+        env=config_environment(config),
+    )
 
 
 def _authority(folder: Path) -> DevCa:

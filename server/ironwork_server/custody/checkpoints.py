@@ -1,0 +1,278 @@
+"""Publishing the audit log: its tree put into tiles, its head signed by the HSM (ADR 0021).
+
+One checkpoint at most a second after an entry, whatever number of entries it covers. Signing is
+an HSM operation, so it has its own intent and outcome; they join the next checkpoint and are never
+the reason for one, so an idle log does not grow.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+from ironwork_audit.log import Tree
+from ironwork_audit.tlog import (
+    BadNote,
+    Checkpoint,
+    KeyType,
+    Signature,
+    VerifierKey,
+    format_note,
+)
+from ironwork_audit.tlog.signed import SignatureRefused, open_checkpoint
+from ironwork_hsm import HsmError, Signer
+from ironwork_hsm.interface import SignatureAlgorithm
+from ironwork_server.core.described import described
+from ironwork_server.core.errors import IronworkError, Unavailable
+from ironwork_server.core.ports import Journal
+from ironwork_server.core.values import AuditEvent, AuditReference, Phase
+from ironwork_server.custody.uninterrupted import uninterrupted
+from ironwork_server.custody.vault import map_hsm_error
+
+log = logging.getLogger(__name__)
+
+# How often entries are looked for. With the tiles' syncs and a signature, within a second.
+INTERVAL_S: Final = 0.5
+# How long an admin call waits for its checkpoint before it is answered as failed.
+PUBLISH_DEADLINE_S: Final = 5.0
+# The whole of one attempt: tiles, two records, a signature, the checkpoint's file.
+ATTEMPT_DEADLINE_S: Final = 15.0
+# After a failure: tried again by itself, each attempt at the cost of two entries.
+RETRY_S: Final = (1.0, 2.0, 5.0, 10.0)
+# An entry without a checkpoint for so long makes health NOT_SERVING.
+LATE_S: Final = 10.0
+
+_TYPES: Final = {
+    SignatureAlgorithm.ED25519: KeyType.ED25519,
+    SignatureAlgorithm.ECDSA_P256: KeyType.ECDSA,
+}
+
+
+class PublishedJournal(Journal, Protocol):
+    """A journal whose entries become a tree. due: the index after the last entry that a checkpoint
+    is due for; it only grows.
+    """
+
+    @property
+    def due(self) -> int: ...
+
+    async def integrate(self) -> Tree: ...
+
+    async def publish(self, checkpoint: bytes) -> None: ...
+
+    def checkpoint(self) -> bytes | None: ...
+
+
+def verifier_key(origin: str, signer: Signer) -> VerifierKey:
+    """The public half as C2SP writes it: its name is the log's origin."""
+    return VerifierKey(origin, _TYPES[signer.algorithm], signer.public_key)
+
+
+class Checkpointer:
+    """Runs beside the calls. on_checkpoint is given each published note: it neither blocks nor
+    raises (a witness's client queues it).
+    """
+
+    def __init__(
+        self,
+        journal: PublishedJournal,
+        signer: Signer,
+        *,
+        on_checkpoint: Callable[[bytes], None] = lambda note: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.key = verifier_key(journal.origin, signer)
+        self._journal = journal
+        self._signer = signer
+        self._on_checkpoint = on_checkpoint
+        self._clock = clock
+        self._wanted = asyncio.Event()
+        self._stopping = False
+        # Entries below this index are under a published checkpoint.
+        self._size = 0
+        self._waiting: dict[asyncio.Future[None], int] = {}
+        self._failures = 0
+        self._retry_at = 0.0
+        self._behind_since: float | None = None
+
+    def resume(self) -> None:
+        """Begin where the published checkpoint ends. Raises Unavailable (AUDIT_KEY_DIFFERS) where
+        it was not signed by this key, OSError.
+        """
+        note = self._journal.checkpoint()
+        if note is None:
+            return
+        try:
+            self._size = open_checkpoint(note, self.key).checkpoint.size
+        except (SignatureRefused, BadNote):
+            raise Unavailable(
+                "The audit log's checkpoint was not signed by audit.signing_key: set the setting"
+                " back to the key that this log was begun with, or begin a new folder and origin.",
+                reason="AUDIT_KEY_DIFFERS",
+            ) from None
+
+    def require(self) -> None:
+        """Raises Unavailable while checkpoints fail: an admin call is refused before it acts."""
+        if self._failures:
+            raise _unavailable()
+
+    async def published(self, reference: AuditReference) -> None:
+        """Wait until a checkpoint covers the entry. Raises Unavailable."""
+        if reference.index < self._size:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = reference.index
+        self._wanted.set()
+        try:
+            async with asyncio.timeout(PUBLISH_DEADLINE_S):
+                await future
+        except TimeoutError:
+            raise _unavailable() from None
+        finally:
+            del self._waiting[future]
+
+    async def check(self) -> None:
+        """For health. Raises Unavailable where an entry has waited for longer than LATE_S."""
+        since = self._behind_since
+        if since is not None and self._clock() - since > LATE_S:
+            raise _unavailable()
+
+    async def run(self) -> None:
+        """Publish until stop()."""
+        while not self._stopping:
+            try:
+                async with asyncio.timeout(INTERVAL_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+            await self._look()
+        # What the service said at its end is published too.
+        self._retry_at = 0.0
+        await self._look()
+
+    def stop(self) -> None:
+        """End run() after a last checkpoint."""
+        self._stopping = True
+        self._wanted.set()
+
+    async def _look(self) -> None:
+        now = self._clock()
+        if self._journal.due <= self._size:
+            self._settle()
+            return
+        if self._behind_since is None:
+            self._behind_since = now
+        if now < self._retry_at:
+            self._refuse()
+            return
+        try:
+            async with asyncio.timeout(ATTEMPT_DEADLINE_S):
+                await self._publish()
+        except (IronworkError, TimeoutError) as error:
+            self._failed(error.reason if isinstance(error, IronworkError) else "TIMEOUT")
+        except Exception as error:  # noqa: BLE001  it fails closed, and is tried again
+            log.error("error.unexpected", extra=described(error))  # noqa: TRY400
+            self._failed("INTERNAL")
+        else:
+            if self._failures:
+                log.info("checkpoint.recovered")
+            self._failures = 0
+            self._behind_since = None if self._journal.due <= self._size else now
+            self._settle()
+
+    async def _publish(self) -> None:
+        tree = await self._journal.integrate()
+        text = Checkpoint(self._journal.origin, tree.size, tree.root).text
+        value = await self._sign(text.encode(), tree.size)
+        note = format_note(text, [Signature.of(self.key, value)])
+        try:
+            open_checkpoint(note, self.key)
+        except (SignatureRefused, BadNote):
+            raise Unavailable(
+                "The HSM gave a signature that is none.", reason="SIGNATURE_WRONG"
+            ) from None
+        await self._journal.publish(note)
+        self._size = tree.size
+        self._on_checkpoint(note)
+
+    async def _sign(self, text: bytes, size: int) -> bytes:
+        correlation_id = str(uuid.uuid4())
+        intent = self._event(correlation_id, Phase.INTENT, size)
+        (reference,) = await uninterrupted(self._journal.append(intent))
+        success, reason = False, "INTERRUPTED"
+        try:
+            signature = await self._signer.sign(text, reference=correlation_id)
+            success, reason = True, ""
+        except HsmError as error:
+            mapped = map_hsm_error(error)
+            reason = mapped.reason
+            raise mapped from None
+        finally:
+            outcome = self._event(
+                correlation_id,
+                Phase.OUTCOME,
+                size,
+                success=success,
+                reason=reason,
+                intent_index=reference.index,
+            )
+            await self._journal.append(outcome)
+        return signature
+
+    def _event(
+        self,
+        correlation_id: str,
+        phase: Phase,
+        size: int,
+        *,
+        success: bool | None = None,
+        reason: str = "",
+        intent_index: int | None = None,
+    ) -> AuditEvent:
+        return AuditEvent(
+            phase=phase,
+            operation="hsm.sign",
+            correlation_id=correlation_id,
+            time=datetime.now(UTC),
+            success=success,
+            reason=reason,
+            intent_index=intent_index,
+            details={
+                "backend": self._signer.name,
+                "mechanism": self._signer.algorithm.value,
+                "purpose": "checkpoint",
+                "count": size,
+            },
+        )
+
+    def _failed(self, reason: str) -> None:
+        delay = RETRY_S[min(self._failures, len(RETRY_S) - 1)]
+        self._failures += 1
+        self._retry_at = self._clock() + delay
+        log.error("checkpoint.failed", extra={"reason": reason})
+        self._refuse()
+
+    def _refuse(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(_unavailable())
+
+    def _settle(self) -> None:
+        for future, index in self._waiting.items():
+            if index < self._size and not future.done():
+                future.set_result(None)
+            elif not future.done():
+                self._wanted.set()
+
+
+def _unavailable() -> Unavailable:
+    return Unavailable(
+        "The audit log's checkpoint cannot be published. Try again later; the audit log says what"
+        " was done.",
+        reason="CHECKPOINT_UNAVAILABLE",
+        retry_after_s=5.0,
+    )
