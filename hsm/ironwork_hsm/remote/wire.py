@@ -397,7 +397,7 @@ def _wrapped_fields(wrapped: WrappedKey) -> tuple[bytes, ...]:
 
 def _wrapped(fields: Sequence[memoryview]) -> WrappedKey:
     backend, version, mechanism, blob = fields
-    wrapped = WrappedKey(_text(backend), _integer(version), _ascii(mechanism), bytes(blob))
+    wrapped = WrappedKey(_text(backend), _integer(version), _text(mechanism, "ascii"), bytes(blob))
     if not fits(wrapped):
         raise Malformed("a wrapped key is out of bounds")
     return wrapped
@@ -418,7 +418,7 @@ def _version(number: memoryview, flags: memoryview, label: memoryview) -> KeyVer
 
 def _signer(name: memoryview, algorithm: memoryview, public_key: memoryview) -> SignerInfo:
     try:
-        known = SignatureAlgorithm(_ascii(algorithm))
+        known = SignatureAlgorithm(_text(algorithm, "ascii"))
     except ValueError:
         raise Malformed("a signature's algorithm is unknown") from None
     if not 1 <= len(public_key) <= MAX_PUBLIC_KEY_BYTES:
@@ -476,24 +476,17 @@ def _next(payload: memoryview, at: int, limit: int) -> tuple[memoryview, int]:
 
 
 def _reference(value: memoryview) -> str:
-    text = _ascii(value)
+    text = _text(value, "ascii")
     if text and not (text.isprintable() and " " not in text):
         raise Malformed("a reference holds other than visible ASCII characters")
     return text
 
 
-def _text(value: memoryview) -> str:
+def _text(value: memoryview, encoding: str = "utf-8") -> str:
     try:
-        return bytes(value).decode("utf-8")
+        return bytes(value).decode(encoding)
     except UnicodeDecodeError:
-        raise Malformed("a field is not UTF-8") from None
-
-
-def _ascii(value: memoryview) -> str:
-    try:
-        return bytes(value).decode("ascii")
-    except UnicodeDecodeError:
-        raise Malformed("a field is not ASCII") from None
+        raise Malformed(f"a field is not {encoding}") from None
 
 
 def _integer(value: memoryview) -> int:
