@@ -1,7 +1,8 @@
-"""ListEntries over gRPC: filters, pages, and what they refuse."""
+"""AuditService over gRPC: filters, pages, the signed tree, following, and what is refused."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import grpc
@@ -11,6 +12,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fixtures.agent import Agent, reason_of, status_of
 from fixtures.server import ADMIN, AGENT, PARENT, TestService, spiffe
 from ironwork.keys.v1 import audit_pb2, keys_pb2
+from ironwork_audit.tlog import (
+    Checkpoint,
+    VerifierKey,
+    leaf_hash,
+    parse_note,
+    verify_consistency,
+    verify_inclusion,
+)
+from ironwork_audit.tlog.signed import open_checkpoint
 
 DEADLINE_S = 20
 
@@ -123,3 +133,141 @@ async def test_a_page_token_of_another_listing_is_refused(service: TestService) 
     code, _, text = await refused(service, page_token=listed.next_page_token)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert text.startswith("page_token: ")
+
+
+async def signed(service: TestService) -> audit_pb2.GetCheckpointResponse:
+    return await service.audit().GetCheckpoint(audit_pb2.GetCheckpointRequest(), timeout=DEADLINE_S)
+
+
+async def test_an_addition_is_in_the_signed_log(service: TestService) -> None:
+    """When AddKey has answered, its outcome is proven to be under a checkpoint that the log's key
+    signed; and the checkpoint that follows has only grown from it.
+    """
+    await service.add()
+    first = await signed(service)
+    opened = open_checkpoint(first.checkpoint, VerifierKey.parse(first.verifier_key)).checkpoint
+    assert opened.origin == "ironwork.test/server"
+    outcome = (await entries(service, operation="AddKey"))[-1]
+    assert outcome.index < opened.size
+    stub = service.audit()
+    proof = await stub.GetInclusionProof(
+        audit_pb2.GetInclusionProofRequest(index=outcome.index, size=opened.size),
+        timeout=DEADLINE_S,
+    )
+    leaf = leaf_hash(outcome.event)
+    verify_inclusion(outcome.index, opened.size, leaf, list(proof.hashes), opened.root)
+    await service.add()
+    later = Checkpoint.parse(parse_note((await signed(service)).checkpoint).text)
+    assert later.size > opened.size
+    grown = await stub.GetConsistencyProof(
+        audit_pb2.GetConsistencyProofRequest(old_size=opened.size, size=later.size),
+        timeout=DEADLINE_S,
+    )
+    verify_consistency(opened.size, later.size, opened.root, later.root, list(grown.hashes))
+    newest = await stub.GetConsistencyProof(
+        audit_pb2.GetConsistencyProofRequest(old_size=0), timeout=DEADLINE_S
+    )
+    assert (list(newest.hashes), newest.size >= later.size) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "values"),
+    [
+        ("GetInclusionProof", "index", {"index": 2**63}),
+        ("GetInclusionProof", "size", {"index": 0, "size": 2**62}),
+        ("GetConsistencyProof", "old_size", {"old_size": 2**62}),
+        ("GetConsistencyProof", "size", {"size": 2**62}),
+    ],
+)
+async def test_what_is_not_signed_is_not_proven(
+    service: TestService, method: str, field: str, values: dict[str, int]
+) -> None:
+    """A proof beyond the published checkpoint is refused by the field that asks for it."""
+    await service.add()
+    request = getattr(audit_pb2, f"{method}Request")(**values)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await getattr(service.audit(), method)(request, timeout=DEADLINE_S)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert str(error.value.details()).startswith(f"{field}: ")
+
+
+async def test_a_follower_gets_what_comes(service: TestService) -> None:
+    """What is there already and what is written later, filtered, each once; and a follower goes on
+    where it stopped.
+    """
+    key = await service.add()
+    stub = service.audit()
+    wanted = audit_pb2.FollowEntriesRequest(key=key.name, operation="DeleteKey")
+    following = stub.FollowEntries(wanted, timeout=DEADLINE_S)
+    adding = stub.FollowEntries(
+        audit_pb2.FollowEntriesRequest(operation="AddKey"), timeout=DEADLINE_S
+    )
+    assert len((await adding.read()).entries) == 2
+    adding.cancel()
+    await service.keys().DeleteKey(keys_pb2.DeleteKeyRequest(name=key.name), timeout=DEADLINE_S)
+    found = []
+    while len(found) < 2:
+        message = await following.read()
+        found += message.entries
+    assert [entry.index for entry in found] == [
+        entry.index for entry in await entries(service, operation="DeleteKey")
+    ]
+    following.cancel()
+    again = stub.FollowEntries(
+        audit_pb2.FollowEntriesRequest(start_index=found[1].index, operation="DeleteKey"),
+        timeout=DEADLINE_S,
+    )
+    assert [entry.index for entry in (await again.read()).entries] == [found[1].index]
+    again.cancel()
+
+
+async def test_a_follower_is_on_record(service: TestService) -> None:
+    """Following is an RPC like the others: an intent when it begins, an outcome when it ends."""
+    call = service.audit().FollowEntries(audit_pb2.FollowEntriesRequest(), timeout=DEADLINE_S)
+    assert (await call.read()).entries
+    call.cancel()
+    outcome = None
+    async with asyncio.timeout(DEADLINE_S):
+        while outcome is None:
+            # Reading the log is on record too, so there is always something to wait for.
+            events = [json.loads(each.event) for each in await entries(service)]
+            reads = [each for each in events if each["metadata"]["event_code"] == "ReadAudit"]
+            intent = reads[0]["metadata"]["sequence"]
+            ended = [each for each in reads if each["unmapped"].get("intent_index") == intent]
+            outcome = ended[0] if ended else None
+    assert (reads[0]["unmapped"]["phase"], outcome["status_detail"]) == ("intent", "DISCONNECTED")
+
+
+async def test_a_follower_with_a_wrong_index(service: TestService) -> None:
+    """An index that no log has is refused by its field."""
+    call = service.audit().FollowEntries(
+        audit_pb2.FollowEntriesRequest(start_index=2**63), timeout=DEADLINE_S
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call.read()
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_drain_ends_followers(service: TestService) -> None:
+    """A follower ends with OK when the server drains, long before the drain's grace is over."""
+    call = service.audit().FollowEntries(audit_pb2.FollowEntriesRequest(), timeout=DEADLINE_S)
+    assert (await call.read()).entries
+    service.service.drain.begin(30)
+    async with asyncio.timeout(DEADLINE_S):
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    assert await call.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    "method", ["GetCheckpoint", "GetInclusionProof", "GetConsistencyProof", "FollowEntries"]
+)
+@pytest.mark.parametrize("path", [ADMIN, AGENT])
+async def test_the_tree_is_for_auditors_alone(service: TestService, method: str, path: str) -> None:
+    """Whoever is not an auditor is refused each of them."""
+    call = getattr(service.audit(path), method)(
+        getattr(audit_pb2, f"{method}Request")(), timeout=DEADLINE_S
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await (call.read() if method == "FollowEntries" else call)
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from fixtures.server import ADMIN, AGENT, AUDITOR, TestService, spiffe
+from ironwork_audit.ocsf import dump
+from ironwork_audit.tlog import VerifierKey, leaf_hash, verify_consistency, verify_inclusion
+from ironwork_audit.tlog.signed import open_checkpoint
 from ironwork_server.app.devpki import write_client_profile
 from ironwork_simulator import Behaviour
 
@@ -94,3 +98,34 @@ async def test_the_exit_code_tells_refused_from_unavailable_from_forbidden(
     assert (code, "ry again" in err) == (3, True)
     for argv in (("keys", "list"), ("audit", "list")):
         assert (await shell.run(AGENT, *argv))[0] == 4
+
+
+async def test_an_auditor_checks_the_tree(service: TestService, shell: Shell) -> None:
+    """checkpoint, inclusion, consistency, follow: what they print is enough to check the log."""
+    await service.add()
+    code, out, _ = await shell.run(AUDITOR, "audit", "checkpoint", "--json")
+    assert code == 0
+    tree = json.loads(out)
+    key = VerifierKey.parse(tree["verifier_key"])
+    head = open_checkpoint(tree["checkpoint"].encode(), key).checkpoint
+    plain = (await shell.run(AUDITOR, "audit", "checkpoint"))[1]
+    later = open_checkpoint(plain.encode(), key).checkpoint
+    followed = await shell.run(
+        AUDITOR, "audit", "follow", "--operation", "AddKey", "--limit", "2", "--start-index", "0"
+    )
+    assert followed[0] == 0
+    first = json.loads(followed[1].splitlines()[0])
+    size = str(head.size)
+    proof = await shell.run(AUDITOR, "audit", "inclusion", str(first["index"]), "--size", size)
+    hashes = [base64.b64decode(each) for each in json.loads(proof[1])["hashes"]]
+    listed = await shell.run(AUDITOR, "audit", "list", "--json", "--operation", "AddKey")
+    leaf = leaf_hash(dump(json.loads(listed[1].splitlines()[0])["event"]))
+    verify_inclusion(first["index"], head.size, leaf, hashes, head.root)
+    grown = await shell.run(AUDITOR, "audit", "consistency", size, "--size", str(later.size))
+    hashes = [base64.b64decode(each) for each in json.loads(grown[1])["hashes"]]
+    verify_consistency(head.size, later.size, head.root, later.root, hashes)
+    beyond = await shell.run(AUDITOR, "audit", "inclusion", "0", "--size", str(2**60))
+    assert (beyond[0], beyond[1], "size" in beyond[2]) == (1, "", True)
+    assert (await shell.run(AUDITOR, "audit", "inclusion", "-1"))[0] == 2
+    for argv in (("checkpoint",), ("follow",), ("consistency", "0")):
+        assert (await shell.run(AGENT, "audit", *argv))[0] == 4

@@ -40,7 +40,7 @@ from ironwork_server.custody.in_flight import InFlight
 from ironwork_server.custody.last_used import UseRecorder
 from ironwork_server.custody.list_keys import KeyLister
 from ironwork_server.custody.probe import MasterKeyProbe
-from ironwork_server.custody.read_audit import AuditLister
+from ironwork_server.custody.read_audit import AuditFollower, AuditLister, AuditProver
 from ironwork_server.custody.settle import Settler
 from ironwork_server.custody.use_key import KeyUser
 from ironwork_server.custody.vault import Vault
@@ -214,9 +214,14 @@ async def _start(
         deleter=KeyDeleter(store=store, in_flight=in_flight, freshness_s=freshness_s),
         streams=streams,
     )
+    reader = log_file.reader()
     audit = AuditService(
         chain=chain,
-        lister=AuditLister(reader=log_file.reader(), origin=journal.origin, tokens=tokens),
+        lister=AuditLister(reader=reader, origin=journal.origin, tokens=tokens),
+        prover=AuditProver(reader=reader),
+        follower=AuditFollower(reader=log_file.reader(), origin=journal.origin),
+        verifier_key=str(checkpointer.key),
+        draining=drain.begun,
     )
     health = HealthMonitor(
         {

@@ -2,16 +2,24 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from ironwork_audit import NotAnEvent, summarize
 from ironwork_audit.event import to_timestamp
 from ironwork_audit.log import AppendLog
-from ironwork_audit.tlog import BadTile
+from ironwork_audit.tlog import (
+    BadTile,
+    Checkpoint,
+    consistency_proof,
+    inclusion_proof,
+    parse_note,
+)
 from ironwork_server.core.errors import DataLoss, Unavailable
+
+T = TypeVar("T")
 
 MAX_LIMIT: Final = 1000
 # Bounds of one page: how many entries are looked at, and how many bytes are returned (an answer
@@ -69,9 +77,41 @@ class JournalReader:
         if not 1 <= limit <= MAX_LIMIT or after_index < -1:
             raise ValueError("limit must be 1 to 1000, after_index at least -1")
         matcher = _Matcher(filter)
+        return await self._apart(lambda: self._read(after_index + 1, limit, matcher))
+
+    @property
+    def size(self) -> int:
+        """How many entries are durable."""
+        return self._log.size
+
+    async def checkpoint(self) -> tuple[bytes, int]:
+        """The published checkpoint, and the size that it is for. Raises as page does, and
+        Unavailable (CHECKPOINT_UNAVAILABLE) before the first.
+        """
+        note = await self._apart(self._log.checkpoint)
+        if note is None:
+            raise Unavailable(
+                "No checkpoint was published yet. Try again later.",
+                reason="CHECKPOINT_UNAVAILABLE",
+                retry_after_s=1.0,
+            )
+        return note, Checkpoint.parse(parse_note(note).text).size
+
+    async def inclusion(self, index: int, size: int) -> Sequence[bytes]:
+        """The proof that entry index is in the tree of size entries, which are in tiles. Raises as
+        page does.
+        """
+        return await self._apart(lambda: inclusion_proof(index, size, self._log.hashes(size)))
+
+    async def consistency(self, old_size: int, size: int) -> Sequence[bytes]:
+        """The proof that the tree of size has grown from that of old_size. Raises likewise."""
+        return await self._apart(lambda: consistency_proof(old_size, size, self._log.hashes(size)))
+
+    async def _apart(self, work: Callable[[], T]) -> T:
+        """On a thread, bounded in time and number, with errors mapped."""
         try:
             async with asyncio.timeout(_DEADLINE_S), self._slots:
-                return await asyncio.to_thread(self._read, after_index + 1, limit, matcher)
+                return await asyncio.to_thread(work)
         except (OSError, TimeoutError):
             raise Unavailable(
                 "The audit log cannot be read now. Try again later.",

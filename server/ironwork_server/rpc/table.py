@@ -29,6 +29,10 @@ LIST_MASKED = Rpc(f"/{KEYS}/ListMasked", Action.LIST_MASKED)
 DELETE_KEY = Rpc(f"/{KEYS}/DeleteKey", Action.DELETE_KEY)
 WITH_KEY = Rpc(f"/{KEYS}/WithKey", Action.WITH_KEY, streaming=True)
 LIST_ENTRIES = Rpc(f"/{AUDIT}/ListEntries", Action.READ_AUDIT)
+GET_CHECKPOINT = Rpc(f"/{AUDIT}/GetCheckpoint", Action.READ_AUDIT)
+GET_INCLUSION_PROOF = Rpc(f"/{AUDIT}/GetInclusionProof", Action.READ_AUDIT)
+GET_CONSISTENCY_PROOF = Rpc(f"/{AUDIT}/GetConsistencyProof", Action.READ_AUDIT)
+FOLLOW_ENTRIES = Rpc(f"/{AUDIT}/FollowEntries", Action.READ_AUDIT)
 HEALTH_CHECK = Rpc(f"/{HEALTH}/Check", None)
 HEALTH_WATCH = Rpc(f"/{HEALTH}/Watch", None, streaming=True)
 
@@ -40,6 +44,10 @@ TABLE = {
         DELETE_KEY,
         WITH_KEY,
         LIST_ENTRIES,
+        GET_CHECKPOINT,
+        GET_INCLUSION_PROOF,
+        GET_CONSISTENCY_PROOF,
+        FOLLOW_ENTRIES,
         HEALTH_CHECK,
         HEALTH_WATCH,
     )

@@ -1,10 +1,11 @@
 """`ironwork audit list`."""
 
 import argparse
+import base64
 from datetime import UTC, datetime
 from itertools import islice
 
-from ironwork_client.audit import AuditClient, AuditRecord
+from ironwork_client.audit import AuditClient, AuditRecord, Proof
 from ironwork_client.cli import _output
 from ironwork_client.cli._usage import UsageError
 from ironwork_client.profile import Profile
@@ -39,6 +40,54 @@ def list_entries(arguments: argparse.Namespace, profile: Profile) -> int:
             " --limit."
         )
     return 0
+
+
+def checkpoint(arguments: argparse.Namespace, profile: Profile) -> int:
+    with AuditClient(profile) as client:
+        tree = client.checkpoint()
+    note = tree.checkpoint.decode("utf-8", "replace")
+    if arguments.json:
+        _output.print_json({"checkpoint": note, "verifier_key": tree.verifier_key})
+    else:
+        _output.print_lines(note)
+    return 0
+
+
+def inclusion(arguments: argparse.Namespace, profile: Profile) -> int:
+    with AuditClient(profile) as client:
+        _print_proof(client.inclusion(arguments.index, size=arguments.size))
+    return 0
+
+
+def consistency(arguments: argparse.Namespace, profile: Profile) -> int:
+    with AuditClient(profile) as client:
+        _print_proof(client.consistency(arguments.old_size, size=arguments.size))
+    return 0
+
+
+def follow(arguments: argparse.Namespace, profile: Profile) -> int:
+    with AuditClient(profile) as client:
+        records = client.follow(
+            arguments.start_index,
+            workspace=_workspace(arguments.workspace),
+            key=arguments.key,
+            principal=arguments.principal,
+            operation=arguments.operation,
+        )
+        for record in islice(records, arguments.limit):
+            _output.print_json(_fields(record))
+        records.close()
+    return 0
+
+
+def _print_proof(proof: Proof) -> None:
+    _output.print_json(
+        {
+            "size": proof.size,
+            "hashes": [base64.b64encode(each).decode() for each in proof.hashes],
+            "checkpoint": proof.checkpoint.decode("utf-8", "replace"),
+        }
+    )
 
 
 def _fields(record: AuditRecord) -> dict[str, object]:

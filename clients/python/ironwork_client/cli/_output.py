@@ -53,6 +53,11 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
+def print_lines(text: str) -> None:
+    """As it is, but for control characters, which could play tricks on a terminal."""
+    sys.stdout.write("".join(each for each in text if each == "\n" or each.isprintable()))
+
+
 def key_fields(key: MaskedKey) -> dict[str, object]:
     """A key for programs; times are RFC 3339, UTC."""
     version = key.master_key_version

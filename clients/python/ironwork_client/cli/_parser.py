@@ -85,7 +85,9 @@ def _keys_commands(group: argparse.ArgumentParser) -> None:
 
 
 def _audit_commands(group: argparse.ArgumentParser) -> None:
-    commands = group.add_subparsers(required=True, metavar="list")
+    commands = group.add_subparsers(
+        required=True, metavar="list|follow|checkpoint|inclusion|consistency"
+    )
     entries = _command(
         commands.add_parser(
             "list",
@@ -94,15 +96,44 @@ def _audit_commands(group: argparse.ArgumentParser) -> None:
         ),
         _audit.list_entries,
     )
-    entries.add_argument("--workspace", default="", help="only this workspace's")
-    entries.add_argument("--key", default="", help="only about this key: its full name")
-    entries.add_argument("--principal", default="", help="only caused by this SPIFFE id")
-    entries.add_argument("--operation", default="", help="only this one: AddKey, hsm.unwrap, …")
+    _filters(entries)
     entries.add_argument("--since", default="", help="only at or after this time (ISO 8601, UTC)")
     entries.add_argument("--until", default="", help="only before this time")
     entries.add_argument(
         "--limit", type=_positive, default=1000, help="at most this many (default %(default)s)"
     )
+    follow = _command(
+        commands.add_parser("follow", help="print entries as they are written, one JSON a line"),
+        _audit.follow,
+    )
+    _filters(follow)
+    follow.add_argument("--start-index", type=_index, default=0, help="from here (default 0)")
+    follow.add_argument("--limit", type=_positive, help="end after so many")
+    _command(
+        commands.add_parser("checkpoint", help="print the newest signed checkpoint"),
+        _audit.checkpoint,
+    )
+    inclusion = _command(
+        commands.add_parser("inclusion", help="print the proof that an entry is in the log"),
+        _audit.inclusion,
+    )
+    inclusion.add_argument("index", type=_index)
+    consistency = _command(
+        commands.add_parser("consistency", help="print the proof that the log has only grown"),
+        _audit.consistency,
+    )
+    consistency.add_argument("old_size", type=_index)
+    for proof in (inclusion, consistency):
+        proof.add_argument(
+            "--size", type=_index, default=0, help="the tree's size (default: the checkpoint's)"
+        )
+
+
+def _filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workspace", default="", help="only this workspace's")
+    parser.add_argument("--key", default="", help="only about this key: its full name")
+    parser.add_argument("--principal", default="", help="only caused by this SPIFFE id")
+    parser.add_argument("--operation", default="", help="only this one: AddKey, hsm.unwrap, …")
 
 
 def _command(parser: argparse.ArgumentParser, run: Command) -> argparse.ArgumentParser:
@@ -116,6 +147,13 @@ def _command(parser: argparse.ArgumentParser, run: Command) -> argparse.Argument
 def _common(parser: argparse.ArgumentParser, profile: object, json: object) -> None:
     parser.add_argument("--profile", metavar="FILE", default=profile, help="the profile to use")
     parser.add_argument("--json", action="store_true", default=json, help="print JSON")
+
+
+def _index(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError("must be from 0 to 2^63 - 1")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -46,6 +46,26 @@ class AuditServiceStub(object):
                 request_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.ListEntriesRequest.SerializeToString,
                 response_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.ListEntriesResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/ironwork.keys.v1.AuditService/GetCheckpoint',
+                request_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
+        self.GetInclusionProof = channel.unary_unary(
+                '/ironwork.keys.v1.AuditService/GetInclusionProof',
+                request_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetInclusionProofRequest.SerializeToString,
+                response_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetInclusionProofResponse.FromString,
+                _registered_method=True)
+        self.GetConsistencyProof = channel.unary_unary(
+                '/ironwork.keys.v1.AuditService/GetConsistencyProof',
+                request_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.SerializeToString,
+                response_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.FromString,
+                _registered_method=True)
+        self.FollowEntries = channel.unary_stream(
+                '/ironwork.keys.v1.AuditService/FollowEntries',
+                request_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.FollowEntriesRequest.SerializeToString,
+                response_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.FollowEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer(object):
@@ -62,6 +82,43 @@ class AuditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCheckpoint(self, request, context):
+        """Gets the newest published checkpoint of the log, a C2SP transparency log.
+
+        Who may call: auditor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInclusionProof(self, request, context):
+        """Proves that an entry is in the log (RFC 9162, section 2.1.3).
+
+        Who may call: auditor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConsistencyProof(self, request, context):
+        """Proves that the log has only grown since an earlier size (RFC 9162, section 2.1.4).
+
+        Who may call: auditor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowEntries(self, request, context):
+        """Sends entries as they are written. Ends with OK after an hour, and when the server drains: go
+        on with the next_index that came last.
+
+        Who may call: auditor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -69,6 +126,26 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ListEntries,
                     request_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.ListEntriesRequest.FromString,
                     response_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.ListEntriesResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'GetInclusionProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInclusionProof,
+                    request_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetInclusionProofRequest.FromString,
+                    response_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetInclusionProofResponse.SerializeToString,
+            ),
+            'GetConsistencyProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConsistencyProof,
+                    request_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.FromString,
+                    response_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.SerializeToString,
+            ),
+            'FollowEntries': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowEntries,
+                    request_deserializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.FollowEntriesRequest.FromString,
+                    response_serializer=ironwork_dot_keys_dot_v1_dot_audit__pb2.FollowEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -99,6 +176,114 @@ class AuditService(object):
             '/ironwork.keys.v1.AuditService/ListEntries',
             ironwork_dot_keys_dot_v1_dot_audit__pb2.ListEntriesRequest.SerializeToString,
             ironwork_dot_keys_dot_v1_dot_audit__pb2.ListEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ironwork.keys.v1.AuditService/GetCheckpoint',
+            ironwork_dot_keys_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
+            ironwork_dot_keys_dot_v1_dot_audit__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInclusionProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ironwork.keys.v1.AuditService/GetInclusionProof',
+            ironwork_dot_keys_dot_v1_dot_audit__pb2.GetInclusionProofRequest.SerializeToString,
+            ironwork_dot_keys_dot_v1_dot_audit__pb2.GetInclusionProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConsistencyProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ironwork.keys.v1.AuditService/GetConsistencyProof',
+            ironwork_dot_keys_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.SerializeToString,
+            ironwork_dot_keys_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ironwork.keys.v1.AuditService/FollowEntries',
+            ironwork_dot_keys_dot_v1_dot_audit__pb2.FollowEntriesRequest.SerializeToString,
+            ironwork_dot_keys_dot_v1_dot_audit__pb2.FollowEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

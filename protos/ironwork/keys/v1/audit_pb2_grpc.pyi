@@ -40,6 +40,27 @@ class AuditServiceStub:
 
     Who may call: auditor.
     """
+    GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
+    """Gets the newest published checkpoint of the log, a C2SP transparency log.
+
+    Who may call: auditor.
+    """
+    GetInclusionProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetInclusionProofRequest, _audit_pb2.GetInclusionProofResponse]
+    """Proves that an entry is in the log (RFC 9162, section 2.1.3).
+
+    Who may call: auditor.
+    """
+    GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]
+    """Proves that the log has only grown since an earlier size (RFC 9162, section 2.1.4).
+
+    Who may call: auditor.
+    """
+    FollowEntries: _grpc.UnaryStreamMultiCallable[_audit_pb2.FollowEntriesRequest, _audit_pb2.FollowEntriesResponse]
+    """Sends entries as they are written. Ends with OK after an hour, and when the server drains: go
+    on with the next_index that came last.
+
+    Who may call: auditor.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -50,6 +71,27 @@ class AuditServiceAsyncStub(AuditServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListEntries: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListEntriesRequest, _audit_pb2.ListEntriesResponse]  # type: ignore[assignment]
     """Lists entries by index, oldest first, filtered.
+
+    Who may call: auditor.
+    """
+    GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """Gets the newest published checkpoint of the log, a C2SP transparency log.
+
+    Who may call: auditor.
+    """
+    GetInclusionProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetInclusionProofRequest, _audit_pb2.GetInclusionProofResponse]  # type: ignore[assignment]
+    """Proves that an entry is in the log (RFC 9162, section 2.1.3).
+
+    Who may call: auditor.
+    """
+    GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
+    """Proves that the log has only grown since an earlier size (RFC 9162, section 2.1.4).
+
+    Who may call: auditor.
+    """
+    FollowEntries: _aio.UnaryStreamMultiCallable[_audit_pb2.FollowEntriesRequest, _audit_pb2.FollowEntriesResponse]  # type: ignore[assignment]
+    """Sends entries as they are written. Ends with OK after an hour, and when the server drains: go
+    on with the next_index that came last.
 
     Who may call: auditor.
     """
@@ -66,6 +108,51 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ListEntriesResponse, _abc.Awaitable[_audit_pb2.ListEntriesResponse]]:
         """Lists entries by index, oldest first, filtered.
+
+        Who may call: auditor.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _audit_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetCheckpointResponse, _abc.Awaitable[_audit_pb2.GetCheckpointResponse]]:
+        """Gets the newest published checkpoint of the log, a C2SP transparency log.
+
+        Who may call: auditor.
+        """
+
+    @_abc_1.abstractmethod
+    def GetInclusionProof(
+        self,
+        request: _audit_pb2.GetInclusionProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetInclusionProofResponse, _abc.Awaitable[_audit_pb2.GetInclusionProofResponse]]:
+        """Proves that an entry is in the log (RFC 9162, section 2.1.3).
+
+        Who may call: auditor.
+        """
+
+    @_abc_1.abstractmethod
+    def GetConsistencyProof(
+        self,
+        request: _audit_pb2.GetConsistencyProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetConsistencyProofResponse, _abc.Awaitable[_audit_pb2.GetConsistencyProofResponse]]:
+        """Proves that the log has only grown since an earlier size (RFC 9162, section 2.1.4).
+
+        Who may call: auditor.
+        """
+
+    @_abc_1.abstractmethod
+    def FollowEntries(
+        self,
+        request: _audit_pb2.FollowEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.FollowEntriesResponse], _abc.AsyncIterator[_audit_pb2.FollowEntriesResponse]]:
+        """Sends entries as they are written. Ends with OK after an hour, and when the server drains: go
+        on with the next_index that came last.
 
         Who may call: auditor.
         """
