@@ -24,6 +24,7 @@ class Upload:
         self._queue: asyncio.Queue[bytes | _Mark] = asyncio.Queue(QUEUE_MESSAGES)
         self._stall_s = stall_s
         self._discarding = False
+        self._read = False
         self.complete = False
         # Bytes that were taken on, for metrics.
         self.received = 0
@@ -54,8 +55,10 @@ class Upload:
             self._queue.get_nowait()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body. Errors: InvalidRequest (UPLOAD_STALLED, UPLOAD_BROKEN)."""
-        while True:
+        """The body; nothing more once it was read to its end. Errors: InvalidRequest
+        (UPLOAD_STALLED, UPLOAD_BROKEN).
+        """
+        while not self._read:
             try:
                 async with asyncio.timeout(self._stall_s):
                     item = await self._queue.get()
@@ -65,6 +68,7 @@ class Upload:
                     reason="UPLOAD_STALLED",
                 ) from None
             if item is _Mark.END:
+                self._read = True
                 return
             if item is _Mark.BROKEN:
                 raise InvalidRequest(

@@ -76,6 +76,15 @@ async def test_a_body_that_stops_arriving_is_an_error() -> None:
     assert stalled.value.reason == "UPLOAD_STALLED"
 
 
+async def test_a_body_that_was_read_to_its_end_never_stalls() -> None:
+    """A request without a body is read once to see that there is none and again to be sent: the
+    answer may then take as long as it likes."""
+    upload = Upload(stall_s=0.01)
+    await upload.end()
+    assert await collected(upload) == b""
+    assert await collected(upload) == b""
+
+
 async def test_a_body_that_breaks_off_is_an_error_after_what_came() -> None:
     """A client that closes its side in the middle has not sent a whole request."""
     upload = Upload(stall_s=DEADLINE_S)
