@@ -101,10 +101,25 @@ async def warm(server: Dev) -> AsyncIterator[Agent]:
         await agent.close()
 
 
-def logged(server: Dev) -> dict[str, object]:
-    """The simulator's record of its last request."""
-    lines = (server.state / "simulator" / "requests.log").read_text().splitlines()
-    return dict(json.loads(lines[-1]))
+async def logged(server: Dev, request_id: str) -> dict[str, object]:
+    """The simulator's record of a request. It is written after the answer's last byte, so the
+    answer may be here first: wait for its line.
+    """
+    log = str(server.state / "simulator" / "requests.log")
+    follow = await asyncio.create_subprocess_exec(
+        "tail", "-n", "+1", "-f", log, stdout=asyncio.subprocess.PIPE
+    )
+    assert follow.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            while (line := await follow.stdout.readline()).endswith(b"\n"):
+                record = dict(json.loads(line))
+                if record["request_id"] == request_id:
+                    return record
+    finally:
+        follow.kill()
+        await follow.communicate()
+    raise AssertionError(f"{request_id} is not in the simulator's log")
 
 
 @pytest.mark.slow
@@ -130,7 +145,7 @@ async def test_300_mb_up_do_not_fill_the_server(server: Dev) -> None:
         await agent.send(end=keys_pb2.RequestEnd())
         answer = await agent.answer()
     assert answer.end.outcome == keys_pb2.OUTCOME_COMPLETED
-    record = logged(server)
+    record = await logged(server, answer.end.anthropic_request_id)
     assert (record["body_length"], record["body_sha256"]) == (BULK, filling_sha256(BULK))
     report(f"300 MB up: +{peak.rise / MB:.1f} MB")
     assert peak.rise < MAY_RISE
