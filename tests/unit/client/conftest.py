@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ironwork_client import Profile
-from unit.client import scripted_server as scripted
-from unit.client.libraries import (
+from fixtures.libraries import (
     LIBRARIES,
     AsyncClient,
     AsyncTransport,
@@ -18,6 +16,8 @@ from unit.client.libraries import (
     Library,
     Transport,
 )
+from ironwork_client import Profile
+from unit.client import scripted_server as scripted
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 import pytest
 
+from fixtures.libraries import AsyncClient, Library, Response
 from ironwork.keys.v1 import keys_pb2
 from ironwork_client import Profile
 from unit.client import scripted_server as scripted
-from unit.client.libraries import AsyncClient, Library, Response
 from unit.client.scripted_server import body, end, head, started, status
 
 URL = "https://api.anthropic.com/v1/messages"
@@ -258,6 +258,65 @@ async def test_an_answer_ends_an_upload_early(
     assert closed.is_set() or library.name == "httpx"  # which never closes what it was given
     assert (await aclient.post(URL, content=b"q")).content == b"next"
     assert len(scripted_server.streams) == 1
+
+
+def refused_early(stream: scripted.Stream) -> Responses:
+    """Answers a call whole before its upload ends, then the next one."""
+    stream.start()
+    yield started()
+    number = stream.next().head.call
+    assert stream.next().HasField("body")
+    yield head(number, 413)
+    yield end(number)
+    while not stream.next().HasField("end"):
+        pass
+    yield from answered(stream.call(), b"next")
+
+
+@pytest.mark.timeout(30)
+async def test_a_body_that_gets_stuck_does_not_hold_up_a_whole_answer(
+    aclient: AsyncClient, scripted_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the answer is whole, an iterator that would yield no more is cancelled, not waited for,
+    and the stream goes on."""
+    monkeypatch.setattr("ironwork_client.transport._async_stream.SETTLE_S", 600)
+    cancelled = asyncio.Event()
+
+    async def upload() -> AsyncIterator[bytes]:
+        yield b"x"
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    scripted_server.script = refused_early
+    assert (await aclient.post(URL, content=upload())).status_code == 413
+    assert cancelled.is_set()
+    assert (await aclient.post(URL, content=b"q")).content == b"next"
+    assert len(scripted_server.streams) == 1
+
+
+@pytest.mark.timeout(30)
+async def test_a_body_that_ignores_its_cancellation_is_waited_for_briefly(
+    aclient: AsyncClient, scripted_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An iterator that lingers holds its answer up for a bounded time and loses the stream."""
+    monkeypatch.setattr("ironwork_client.transport._async_stream.SETTLE_S", 0.05)
+    released = asyncio.Event()
+
+    async def upload() -> AsyncIterator[bytes]:
+        yield b"x"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await released.wait()
+
+    scripted_server.script = refused_early
+    assert (await aclient.post(URL, content=upload())).status_code == 413
+    assert not released.is_set()
+    released.set()
+    assert await occurs(scripted_server.streams[0].gone)
 
 
 async def test_what_the_callers_body_raises_reaches_the_caller(

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from fixtures.libraries import AsyncClient, AsyncTransport, Library
 from ironwork.keys.v1 import keys_pb2
 from ironwork_client import Profile
 from unit.client import scripted_server as scripted
-from unit.client.libraries import AsyncClient, AsyncTransport, Library
 from unit.client.scripted_server import body, end, go_away, head, started, status
 
 URL = "https://api.anthropic.com/v1/messages"

@@ -144,7 +144,9 @@ def test_a_grant_that_ended_is_told_as_a_refusal() -> None:
     assert (b"x-should-retry", b"false") in result.refusal.headers
 
 
-@pytest.mark.parametrize("reason", ["KEY_ECHOED", "ECHO_UNDECIDED", "UPSTREAM_ENCODING"])
+@pytest.mark.parametrize(
+    "reason", ["KEY_ECHOED", "ECHO_UNDECIDED", "UPSTREAM_ENCODING", "UPSTREAM_REDIRECT"]
+)
 def test_an_answer_that_may_not_begin_is_not_asked_for_again(reason: str) -> None:
     """Where a repeat would spend tokens for the same end, SDKs are told not to, as an answer."""
     made = status(Code.UNAVAILABLE, reason)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from fixtures.libraries import Client, Library
 from ironwork.keys.v1 import keys_pb2
 from ironwork_client import Profile
 from unit.client import scripted_server as scripted
-from unit.client.libraries import Client, Library
 from unit.client.scripted_server import body, end, head, started, status
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -290,6 +290,35 @@ def test_an_answer_ends_an_upload_early(client: Client, scripted_server: Server)
     assert (response.status_code, response.content) == (413, b"too large")
     assert client.post(URL, content=b"q").content == b"next"
     assert len(scripted_server.streams) == 1
+
+
+@pytest.mark.timeout(30)
+def test_a_body_that_gets_stuck_holds_up_a_whole_answer_for_a_bounded_time(
+    client: Client, scripted_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread cannot be interrupted: an iterator that yields no more loses the stream, and the
+    answer is whole."""
+    monkeypatch.setattr("ironwork_client.transport._sync_stream.SETTLE_S", 0.05)
+    released = threading.Event()
+
+    def upload() -> Iterator[bytes]:
+        yield b"x"
+        released.wait(scripted.WAIT_S)
+
+    def script(stream: scripted.Stream) -> Iterator[keys_pb2.WithKeyResponse]:
+        stream.start()
+        yield started()
+        number = stream.next().head.call
+        yield head(number, 413)
+        yield body(number, b"too large")
+        yield end(number)
+        stream.gone.wait(scripted.WAIT_S)
+
+    scripted_server.script = script
+    assert client.post(URL, content=upload()).content == b"too large"
+    assert not released.is_set()
+    released.set()
+    assert scripted_server.streams[0].gone.wait(scripted.WAIT_S)
 
 
 @pytest.mark.timeout(30)

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
+from fixtures.libraries import Client, Library, Transport
 from ironwork.keys.v1 import keys_pb2
 from ironwork_client import Profile
 from unit.client import scripted_server as scripted
-from unit.client.libraries import Client, Library, Transport
 from unit.client.scripted_server import body, end, go_away, head, started, status
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")

@@ -7,7 +7,7 @@ they go on while the answer arrives; it is the stream's only writer while it run
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 
 import grpc
@@ -71,6 +71,7 @@ class AsyncStream:
         self._stop = False
         self._touched = False
         self._ending = False
+        self._in_body = False
         self._body_error: Exception | None = None
         self._writing_since: float | None = None
         self._uploaded_at = 0.0
@@ -100,7 +101,7 @@ class AsyncStream:
         head.CopyFrom(outgoing.head)
         head.call = self.talk.begin()
         self._timeouts = outgoing.timeouts
-        self._stop = self._touched = self._ending = False
+        self._stop = self._touched = self._ending = self._in_body = False
         self._upload = self._task(self._send(head, outgoing.body, self._upload))
 
     async def event(self) -> Event:
@@ -113,7 +114,7 @@ class AsyncStream:
                 raise self._broken(ended.error) from None
             event = self.talk.feed(arrival)
             if isinstance(event, CallEnded):
-                self._stop = True
+                self._end_upload()
             if not isinstance(event, Nothing):
                 return event
 
@@ -270,7 +271,7 @@ class AsyncStream:
         source = aiter(body)
         try:
             while not self._stop:
-                data = await anext(source, None)
+                data = await self._next(source)
                 if data is None:
                     break
                 for piece in _mapper.pieces(data):
@@ -283,6 +284,24 @@ class AsyncStream:
             if close is not None:
                 await close()
         return True
+
+    async def _next(self, source: AsyncIterator[bytes]) -> bytes | None:
+        """The body's next part; None at its end, or where nobody needs the rest any more."""
+        self._in_body = True
+        try:
+            return await anext(source, None)
+        except asyncio.CancelledError:
+            if not self._stop:
+                raise
+            return None
+        finally:
+            self._in_body = False
+
+    def _end_upload(self) -> None:
+        """The answer is whole: what is left of the request's body is not waited for."""
+        self._stop = True
+        if self._in_body and self._upload is not None:
+            self._upload.cancel()
 
     async def _say_start(self) -> bool:
         start, self._start = self._start, None

@@ -47,7 +47,9 @@ _DECISIONS: Final = frozenset(
 )
 # Anthropic answered, and a repeat would spend its tokens for the same end: told as an answer, since
 # SDKs repeat what looks like a lost connection.
-_FINAL_REASONS: Final = frozenset({"KEY_ECHOED", "ECHO_UNDECIDED", "UPSTREAM_ENCODING"})
+_FINAL_REASONS: Final = frozenset(
+    {"KEY_ECHOED", "ECHO_UNDECIDED", "UPSTREAM_ENCODING", "UPSTREAM_REDIRECT"}
+)
 # What a stream can be refused with after it had begun a call. UNAVAILABLE is not among them: the
 # call may have gone upstream, so an answer that invites a repeat would be wrong.
 _STREAM_DECISIONS: Final = _DECISIONS | {_Code.INVALID_ARGUMENT, _Code.RESOURCE_EXHAUSTED}
