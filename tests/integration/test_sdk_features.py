@@ -5,27 +5,16 @@ tool runner, its timeouts and its retries.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import anthropic
 import httpx2
 import pytest
 
-from fixtures.sdk import MODEL, QUESTION, async_sdk
+from fixtures.sdk import MODEL, QUESTION, asked, async_sdk, scripted
 from fixtures.server import TestService
-from ironwork_simulator import Behaviour, RequestRecord
 
 # The SDK waits as long as it is told to before it repeats: here, not at all.
 AT_ONCE = (("retry-after-ms", "1"),)
-
-
-def asked(service: TestService) -> list[RequestRecord]:
-    """The Messages requests that the simulator got."""
-    return [r for r in service.simulator.requests if r.path == "/v1/messages"]
-
-
-def scripted(service: TestService, times: int | None = 1, **fields: Any) -> None:
-    service.simulator.script(None, Behaviour(**fields), times=times)
 
 
 async def test_a_raw_response_has_anthropics_headers(service: TestService) -> None:
