@@ -17,6 +17,12 @@ class Aside:
         # Set on the loop when a call begins, cleared by its thread.
         self.busy = False
 
+    async def idle(self, *, deadline_s: float) -> None:
+        """Wait for a call that was given up on. Raises TimeoutError."""
+        async with asyncio.timeout(deadline_s):
+            while self.busy:  # noqa: ASYNC110  its thread may outlive any loop that it would tell
+                await asyncio.sleep(0.005)
+
     async def run(self, work: Callable[[], T], *, deadline_s: float) -> T:
         """The call's result or error. Raises TimeoutError, at once where an earlier call still
         hangs (`busy`).

@@ -175,6 +175,7 @@ class FileJournal:
             return
         self._closed = True
         try:
+            await self._aside.idle(deadline_s=self._deadline_s)
             await self._aside.run(self._log.close, deadline_s=self._deadline_s)
         except TimeoutError:
             _log.error("journal.left_open")

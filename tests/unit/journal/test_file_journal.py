@@ -337,6 +337,32 @@ async def test_a_disk_that_hangs_in_a_tile(folder: Path, disk: Disk) -> None:
     await journal.close()
 
 
+async def test_closing_waits_for_tiles(folder: Path, disk: Disk) -> None:
+    """Tiles that are being written when the journal closes are finished first; a disk that hangs is
+    waited for within the deadline only, and the folder stays held.
+    """
+    journal = FileJournal.open(folder, ORIGIN, file_system=disk, deadline_s=0.3)
+    await journal.append(made(0))
+    disk.hold.clear()
+    writing = asyncio.create_task(journal.integrate())
+    await held(disk)
+    writing.cancel()
+    closing = asyncio.create_task(journal.close())
+    await asyncio.sleep(0)
+    disk.hold.set()
+    await closing
+    journal = FileJournal.open(folder, ORIGIN, file_system=disk, deadline_s=0.05)
+    await journal.append(made(1))
+    disk.hold.clear()
+    with pytest.raises(Unavailable):
+        await journal.integrate()
+    await journal.close()
+    with pytest.raises(JournalInUse):
+        FileJournal.open(folder, ORIGIN)
+    disk.hold.set()
+    await until(lambda: not journal._aside.busy)
+
+
 async def test_tiles_that_fail_for_good_stop_the_journal(folder: Path, disk: Disk) -> None:
     """After a failed sync of a tile nothing is written any more, and health says so."""
     failures: list[str] = []
