@@ -271,3 +271,17 @@ async def test_the_tree_is_for_auditors_alone(service: TestService, method: str,
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await (call.read() if method == "FollowEntries" else call)
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_follower_gets_much_in_bits(
+    service: TestService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there already comes in bounded messages, each saying where to go on."""
+    monkeypatch.setattr("ironwork_server.custody.read_audit.FOLLOW_BATCH", 1)
+    await service.add()
+    call = service.audit().FollowEntries(audit_pb2.FollowEntriesRequest(), timeout=DEADLINE_S)
+    for index in range(5):
+        message = await call.read()
+        assert [entry.index for entry in message.entries] == [index]
+        assert message.next_index == index + 1
+    call.cancel()

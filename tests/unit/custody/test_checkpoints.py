@@ -284,3 +284,14 @@ async def test_ecdsa_where_there_is_no_ed25519(
     await task
     await journal.close()
     await signer.close()
+
+
+@pytest.mark.parametrize("how", ["_refuse", "_settle"])
+async def test_a_waiter_that_has_gone(running: Running, how: str) -> None:
+    """Whoever was cancelled while it waited is passed over."""
+    waiting = asyncio.create_task(running.checkpointer.published(await running.append()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    getattr(running.checkpointer, how)()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
