@@ -45,6 +45,11 @@ test-sdks: setup ## Run the SDKs built on httpx (anthropic 0.x, LiteLLM) over a 
 bench-upstream: setup ## Measure other upstream clients against ours (a few minutes)
 	@scripts/bench-upstream
 
+.PHONY: bench-hsm
+bench-hsm: test-setup ## Measure the HSM backend beside raw C_Decrypt, and a slow HSM (a few minutes)
+	@$(BIN)/python bench/hsm.py
+	@$(BIN)/python bench/hsm_slow.py
+
 .PHONY: lint
 lint: setup ## Ruff, formatting, shell scripts
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ result discarded (wiped), wherever that result had got to.
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import queue
@@ -24,16 +25,60 @@ def keep(_: object) -> None:
     """The discard function of results that hold nothing secret."""
 
 
+class _Mailbox:
+    """Where lanes put what one event loop waits for.
+
+    The loop is woken once for everything that has come since it last looked: to wake it is a system
+    call, in which a lane gives up the interpreter's lock and then has to wait for it again.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        # Written by lanes, emptied by the loop; bounded by the calls that are under way.
+        self._ended: collections.deque[tuple[_Job[Any, Any], Any, HsmError | None]] = (
+            collections.deque()
+        )
+        # Whether the loop will look. Two lanes may both find that it will not: then it looks twice.
+        self._called = False
+
+    def put(self, job: "_Job[Any, Any]", value: Any, error: HsmError | None) -> None:
+        """From any thread."""
+        self._ended.append((job, value, error))
+        if self._called and not self.loop.is_closed():
+            return
+        self._called = True
+        try:
+            self.loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:  # the loop is closed; nobody waits any more
+            while entry := self._next():
+                entry[0].drop(entry[1], entry[2])
+
+    def _deliver(self) -> None:
+        # First, so that what comes from now on calls again.
+        self._called = False
+        while entry := self._next():
+            entry[0].end(entry[1], entry[2])
+
+    def _next(self) -> "tuple[_Job[Any, Any], Any, HsmError | None] | None":
+        try:
+            return self._ended.popleft()
+        except IndexError:
+            return None
+
+
 class _Job(Generic[State, Result]):
     """One call on its way. `future` belongs to its loop; `run` is called by a lane."""
 
-    __slots__ = ("_discard", "_function", "_loop", "future")
+    __slots__ = ("_discard", "_function", "_mailbox", "future")
 
     def __init__(
-        self, function: Callable[[State], Result], discard: Callable[[Result], None]
+        self,
+        function: Callable[[State], Result],
+        discard: Callable[[Result], None],
+        mailbox: _Mailbox,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Result] = self._loop.create_future()
+        self.future: asyncio.Future[Result] = mailbox.loop.create_future()
+        self._mailbox = mailbox
         self._function: Callable[[State], Result] | None = function
         self._discard = discard
 
@@ -46,17 +91,32 @@ class _Job(Generic[State, Result]):
         try:
             value = function(state)
         except Exception as error:  # noqa: BLE001  the seam: whatever it is becomes an HsmError
-            self.fail(translate(error))
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._succeed, value)
-        except RuntimeError:  # the loop is closed; nobody waits any more
-            self._discard(value)
+            self._mailbox.put(self, None, translate(error))
+        else:
+            self._mailbox.put(self, value, None)
 
     def fail(self, error: HsmError) -> None:
-        """From any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits any more
-            self._loop.call_soon_threadsafe(self._fail, error)
+        """From any thread: end the call with this, unless it has ended."""
+        self._mailbox.put(self, None, error)
+
+    def expire(self, deadline_s: float) -> None:
+        """In the loop: the call is late. Do not start it, and discard what comes."""
+        self._function = None
+        self.end(None, Unavailable(f"The HSM did not answer within {deadline_s:g} s."))
+
+    def end(self, value: Any, error: HsmError | None) -> None:
+        """In the loop: hand on what came, where somebody still waits for it."""
+        if self.future.done():
+            self.drop(value, error)
+        elif error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(value)
+
+    def drop(self, value: Any, error: HsmError | None) -> None:
+        """Discard what came."""
+        if error is None:
+            self._discard(value)
 
     def abandon(self) -> None:
         """The caller has gone: do not start, and discard what has come."""
@@ -65,16 +125,6 @@ class _Job(Generic[State, Result]):
             self.future.cancel()
         elif not self.future.cancelled() and self.future.exception() is None:
             self._discard(self.future.result())
-
-    def _succeed(self, value: Result) -> None:
-        if self.future.done():
-            self._discard(value)
-        else:
-            self.future.set_result(value)
-
-    def _fail(self, error: HsmError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Lanes(Generic[State]):
@@ -101,6 +151,8 @@ class Lanes(Generic[State]):
         # One for each lane that was started; done when its thread has left the device.
         self._stopped: list[concurrent.futures.Future[None]] = []
         self._closed = threading.Event()
+        # That of the loop which called last.
+        self._mailbox: _Mailbox | None = None
 
     async def start(self, *, deadline_s: float) -> None:
         """Start all lanes. Raises what the first failing setup raised, or Unavailable; what had
@@ -137,18 +189,18 @@ class Lanes(Generic[State]):
             raise Unavailable("The HSM backend is closed.")
         if self._jobs.qsize() >= self._capacity:
             raise Unavailable("The HSM is busy: too many calls are waiting for it.")
-        job: _Job[State, Result] = _Job(function, discard)
+        mailbox = self._mailbox_here()
+        job: _Job[State, Result] = _Job(function, discard, mailbox)
         self._jobs.put(job)
+        # A timer of our own: asyncio.timeout costs several times as much.
+        timer = mailbox.loop.call_later(deadline_s, job.expire, deadline_s)
         try:
-            async with asyncio.timeout(deadline_s):
-                result = await job.future
-        except TimeoutError:
-            job.abandon()
-            raise Unavailable(f"The HSM did not answer within {deadline_s:g} s.") from None
+            return await job.future
         except BaseException:
             job.abandon()
             raise
-        return result
+        finally:
+            timer.cancel()
 
     async def close(self, *, deadline_s: float) -> None:
         """End the lanes after the calls they are in; calls that still wait get Unavailable.
@@ -162,7 +214,7 @@ class Lanes(Generic[State]):
             await asyncio.wait(stopped, timeout=deadline_s)
 
     async def _start_lane(self, index: int) -> None:
-        ready: _Job[None, None] = _Job(keep, keep)
+        ready: _Job[None, None] = _Job(keep, keep, self._mailbox_here())
         stopped: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._stopped.append(stopped)
         threading.Thread(
@@ -172,6 +224,13 @@ class Lanes(Generic[State]):
             daemon=True,
         ).start()
         await ready.future
+
+    def _mailbox_here(self) -> _Mailbox:
+        loop = asyncio.get_running_loop()
+        mailbox = self._mailbox
+        if mailbox is None or mailbox.loop is not loop:
+            mailbox = self._mailbox = _Mailbox(loop)
+        return mailbox
 
     def _end(self) -> None:
         if self._closed.is_set():

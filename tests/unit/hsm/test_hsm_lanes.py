@@ -222,6 +222,33 @@ async def test_cancelled_between_answer_and_delivery() -> None:
         assert result == bytes(9)
 
 
+async def test_results_that_come_together_wake_the_loop_once() -> None:
+    """What lanes finish while the loop is busy costs one wake-up of it, not one each."""
+    loop, last, wakes = asyncio.get_running_loop(), threading.Event(), list[int]()
+    async with started(lanes_of(capacity=100)) as lanes:
+        original = loop.call_soon_threadsafe
+
+        def counted(callback: Callable[..., object], *args: object) -> object:
+            wakes.append(1)
+            return original(callback, *args)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[assignment,method-assign]
+        try:
+            calls = [
+                asyncio.create_task(lanes.run(lambda _, n=n: n, deadline_s=LONG)) for n in range(50)
+            ]
+            ending = asyncio.create_task(lanes.run(lambda _: last.set(), deadline_s=LONG))
+            await asyncio.sleep(0)
+            # Blocks the loop: until the last call is in the device nothing is delivered.
+            last.wait(LONG)
+            assert await asyncio.gather(*calls) == list(range(50))
+            await ending
+        finally:
+            loop.call_soon_threadsafe = original  # type: ignore[method-assign]
+    # The first result's, and perhaps one for what came while those were handed on.
+    assert len(wakes) <= 3
+
+
 async def test_errors_are_translated_and_carry_nothing() -> None:
     """What a call raises becomes ours, without the foreign error behind it."""
 
