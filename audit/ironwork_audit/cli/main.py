@@ -20,6 +20,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "prove": "ironwork_audit.cli.prove",
     "export": "ironwork_audit.cli.export",
     "tail": "ironwork_audit.cli.tail",
+    "reconcile": "ironwork_audit.cli.reconcile",
 }
 # What the extra `cli` installs.
 _EXTRA: Final = frozenset({"cryptography", "jinja2", "rich"})

@@ -29,12 +29,13 @@ def selection_of(options: argparse.Namespace) -> Selection:
         key_id=options.key_id,
         principal=options.principal,
         operation=options.operation,
-        start_ms=_milliseconds("--from", options.start),
-        end_ms=_milliseconds("--to", options.end),
+        start_ms=milliseconds("--from", options.start),
+        end_ms=milliseconds("--to", options.end),
     )
 
 
-def _milliseconds(name: str, text: str | None) -> int | None:
+def milliseconds(name: str, text: str | None) -> int | None:
+    """A time as RFC 3339 or a date, in milliseconds since 1970. Raises WrongUsage, by `name`."""
     if text is None:
         return None
     try:
