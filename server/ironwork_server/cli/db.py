@@ -1,7 +1,10 @@
-"""`ironwork-server db upgrade|status`."""
+"""`ironwork-server db upgrade|status|export-ids`."""
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 
+from ironwork_audit.reconcile.store import FORMAT
 from ironwork_server import store
 from ironwork_server.cli.config import settings_from
 from ironwork_server.store import MigrationStatus
@@ -20,6 +23,29 @@ def status(config: Path | None) -> int:
     found = store.status(settings_from(config).store.url)
     _show(found)
     return 1 if found.pending else 0
+
+
+def export_ids(config: Path | None) -> int:
+    """Which keys the store holds, for `ironwork-audit reconcile --store`."""
+    # Taken before the rows are read: what happened since may be in neither or in one.
+    now = datetime.now(UTC)
+    rows = store.key_ids(settings_from(config).store.url)
+    _line({"format": FORMAT, "exported_time": now.isoformat(), "keys": len(rows)})
+    for row in rows:
+        _line(
+            {
+                "workspace": row.workspace,
+                "key_id": row.key_id,
+                "sequence": row.sequence,
+                "created_time": row.created_at.isoformat(),
+                "state": row.state,
+            }
+        )
+    return 0
+
+
+def _line(document: dict[str, str | int]) -> None:
+    print(json.dumps(document, sort_keys=True))  # noqa: T201  the answer
 
 
 def _show(found: MigrationStatus) -> None:

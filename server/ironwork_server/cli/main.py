@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_audit_key(
         commands.add_parser("audit-key", help="create or show the key that signs the audit log")
     )
-    _add_db(commands.add_parser("db", help="migrate the database, or say where it stands"))
+    _add_db(commands.add_parser("db", help="migrate, look at or list the database"))
     _add_policy(commands.add_parser("policy", help="write the default policies"))
     _add_leakcheck(commands.add_parser("leakcheck", help="look for a key in files"))
     return parser
@@ -114,6 +114,7 @@ def _add_db(parser: argparse.ArgumentParser) -> None:
     for name, text, command in (
         ("upgrade", "migrate to this version's schema, making the database if needed", _db_upgrade),
         ("status", "show the schema's version; exit 1 where migrations are pending", _db_status),
+        ("export-ids", "write which keys the store holds, for the auditor", _db_export_ids),
     ):
         sub = commands.add_parser(name, help=text)
         _add_config(sub)
@@ -197,6 +198,12 @@ def _db_status(options: argparse.Namespace) -> int:
     from ironwork_server.cli.db import status
 
     return status(options.config)
+
+
+def _db_export_ids(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.db import export_ids
+
+    return export_ids(options.config)
 
 
 def _policy_init(options: argparse.Namespace) -> int:

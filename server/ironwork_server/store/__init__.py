@@ -14,6 +14,7 @@ from ironwork_server.store.errors import (
     StoreUndecided,
     TraceRemains,
 )
+from ironwork_server.store.ids import KeyId, key_ids
 from ironwork_server.store.interface import DEV, Store
 from ironwork_server.store.migrate import MigrationStatus, mark, marker, status, upgrade
 from ironwork_server.store.sqlite import Deadlines, open_sqlite
@@ -23,6 +24,7 @@ __all__ = [
     "DEV",
     "REASON_UNDECIDED",
     "Deadlines",
+    "KeyId",
     "MigrationStatus",
     "Store",
     "StoreBusy",
@@ -36,6 +38,7 @@ __all__ = [
     "StoreUnavailable",
     "StoreUndecided",
     "TraceRemains",
+    "key_ids",
     "mark",
     "marker",
     "open_sqlite",
