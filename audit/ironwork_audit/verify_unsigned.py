@@ -30,7 +30,7 @@ def check_unsigned(source: FolderSource, origin: str, size: int, links: Links) -
     """
     checker = EntryChecker(origin)
     end = size
-    for index, entry in _entries(source, size):
+    for index, entry in unsigned_entries(source, size):
         try:
             facts = checker.check(entry, index)
         except NotAnEvent as refused:
@@ -40,7 +40,8 @@ def check_unsigned(source: FolderSource, origin: str, size: int, links: Links) -
     return end - size
 
 
-def _entries(source: FolderSource, size: int) -> Iterator[tuple[int, bytes]]:
+def unsigned_entries(source: FolderSource, size: int) -> Iterator[tuple[int, bytes]]:
+    """The entries after the `size` signed ones, as they stand there. Raises Found, Unreadable."""
     for _ in range(_ATTEMPTS):
         # In this order: what is in no pending file any more is in a tile by then.
         frames = _frames(source)

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Final
@@ -16,15 +15,15 @@ from ironwork_audit.reconcile.cloudtrail import read_cloudtrail
 from ironwork_audit.reconcile.device import Expect, Period, Result, reconcile
 from ironwork_audit.reconcile.expected import UnknownStep, slots_for_kms, slots_for_pkcs11
 from ironwork_audit.reconcile.hsmd import reconcile_hsmd
+from ironwork_audit.reconcile.logs import entries_of, is_open_ended
 from ironwork_audit.reconcile.spy import read_spy
 from ironwork_audit.reconcile.steps import Step, StepReader
 from ironwork_audit.reconcile.store import Lives, read_export, reconcile_store
-from ironwork_audit.select import BadEntry, stored, unchecked_size
-from ironwork_audit.source import Unreadable, open_source
+from ironwork_audit.select import BadEntry
+from ironwork_audit.source import Unreadable
 
 HELP: Final = "hold logs against the HSM's own log, a cloud's, the HSM process's, or the store"
 _SHOWN: Final = 1000
-_PROGRESS_EVERY: Final = 4096
 # One machine's clock, cut to milliseconds; a cloud's is another machine's.
 _SKEW_S: Final = {"spy": 0.05, "cloudtrail": 5.0, "hsmd": 1.0, "store": 1.0}
 
@@ -102,6 +101,7 @@ def _result(options: argparse.Namespace) -> Result:
         _read(options.logs, [lives.take])
         return reconcile_store(lives, read_export(options.store), skew_ms=skew_ms)
     steps = _steps(options.logs)
+    period = _bounded(period, options.logs, steps)
     if options.hsmd is not None:
         process = _steps(options.hsmd)
         return reconcile_hsmd(steps, process, skew_ms=skew_ms, period=period)
@@ -146,18 +146,28 @@ def _read(places: Sequence[str], takers: Sequence[Callable[[int, bytes], None]])
     """Give every entry of each log to its taker, or to the one that there is."""
     for number, place in enumerate(places):
         take = takers[number if len(takers) > 1 else 0]
-        with closing(open_source(place)) as source, show.progress_bar("reading") as progress:
-            size = unchecked_size(source)
-            for index, entry in stored(source, 0, size):
-                if index % _PROGRESS_EVERY == 0:
-                    progress(index, size)
+        with show.progress_bar("reading") as progress:
+            for index, entry in entries_of(place, progress):
                 take(index, entry)
 
 
 def _steps(places: Sequence[str]) -> list[Step]:
+    """Of every log. Each must be another: an entry given twice would be missed once."""
     readers = [StepReader() for _ in places]
     _read(places, [reader.take for reader in readers])
+    origins = [reader.origin for reader in readers if reader.origin]
+    if len(set(origins)) < len(origins):
+        raise WrongUsage("LOG: two of them have one origin")
     return [step for reader in readers for step in reader.steps]
+
+
+def _bounded(period: Period, readers: Sequence[str], steps: Sequence[Step]) -> Period:
+    """What was done after the last entry that a published log shows is not missed in it."""
+    if not any(map(is_open_ended, readers)):
+        return period
+    last_ms = max((step.end_ms or step.start_ms for step in steps), default=0)
+    end_ms = last_ms if period.end_ms is None else min(period.end_ms, last_ms)
+    return Period(period.start_ms, end_ms)
 
 
 def _show(result: Result) -> None:

@@ -48,7 +48,7 @@ class StepReader:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self._by_intent: dict[int, Step] = {}
-        self.last_ms = 0
+        self.origin = ""
 
     def take(self, index: int, entry: bytes) -> None:
         """The next entry. Raises BadEntry; NotARecord for more than can be held."""
@@ -66,6 +66,7 @@ class StepReader:
             raise BadEntry(f"entry {index}: {what}") from None
         if not summary.operation.startswith("hsm."):
             return
+        self.origin = summary.origin
         if summary.phase == INTENT:
             if len(self.steps) >= MAX_CALLS:
                 raise NotARecord(f"more than {MAX_CALLS} HSM operations; give a shorter period")

@@ -176,7 +176,10 @@ def test_several_logs_and_several_records(
 ) -> None:
     """Several processes' logs are held together against the records of several processes."""
     for number in (1, 2):
-        write_log(tmp_path / str(number), log_of((number * 1000, number * 1000 + 90, UNWRAP, {})))
+        write_log(
+            tmp_path / str(number),
+            log_of((number * 1000, number * 1000 + 90, UNWRAP, {}), origin=f"keys.test/{number}"),
+        )
         spy = SpyLog()
         gcm(spy, "C_Decrypt", number * 1000 + 10)
         (tmp_path / f"spy{number}.log").write_bytes(b"".join(spy.bytes_lines()))
@@ -185,6 +188,8 @@ def test_several_logs_and_several_records(
     assert main(["reconcile", *logs, *spies]) == 0
     assert main(["reconcile", *logs, spies[0]]) == 1
     assert main(["reconcile", logs[0], *spies]) == 1
+    assert main(["reconcile", logs[0], logs[0], *spies]) == 2
+    assert "two of them have one origin" in capsys.readouterr().err
     capsys.readouterr()
 
 
