@@ -8,7 +8,8 @@ import anthropic
 import httpx2
 import pytest
 
-from fixtures.sdk import MODEL, QUESTION, async_sdk, profile_of
+from fixtures.sdk import async_sdk, profile_of
+from fixtures.sdk_scenarios import MODEL, QUESTION
 from fixtures.server import ADMIN, AGENT, STRANGER, StartService, TestService
 from ironwork_client import AsyncKeyClient, Profile, WithKeyTransport
 from ironwork_simulator import Behaviour
