@@ -156,7 +156,9 @@ async def _start(
     vault = Vault(wrappers, store, on_health=hsm.seen, meter=meter)
     upstream = _upstream(settings, endpoint, meter)
     stack.push_async_callback(upstream.close)
-    settler = Settler(store=store, journal=journal, reader=log_file.reader())
+    settler = Settler(
+        store=store, journal=journal, reader=log_file.reader(), left=log_file.undecided
+    )
     await _in_background(stack, settler.run())
     limits = Limits(_limits(settings))
     gate = Gate(

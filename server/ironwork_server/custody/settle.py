@@ -9,26 +9,26 @@ store holds: the key's row is there, or it is not.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from ironwork_audit import INTENT, OUTCOME, Event, parse
+from ironwork_audit import parse
 from ironwork_server.core.errors import IronworkError
 from ironwork_server.core.ports import Journal, KeyStore
 from ironwork_server.core.values import Action, AuditEvent, Phase
 from ironwork_server.journal import EntryFilter, JournalReader
-from ironwork_server.store import REASON_UNDECIDED
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 # Undecided calls that wait; the log keeps those beyond it for the next start.
 MAX_WAITING = 1000
-_PAGE = 1000
+_ANY = EntryFilter()
 
 
 class Settler:
-    """started: entries before it are an earlier run's (aware, by the clock of the log)."""
+    """left: indexes of the entries by which earlier runs left a write open."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class Settler:
         store: KeyStore,
         journal: Journal,
         reader: JournalReader,
-        started: datetime | None = None,
+        left: Sequence[int] = (),
         retry_s: float = RETRY_S,
     ) -> None:
         self._store = store
         self._journal = journal
         self._reader = reader
-        self._started = started or datetime.now(UTC)
+        self._left = deque(left)
         self._retry_s = retry_s
         self._waiting: deque[AuditEvent] = deque()
         self._more = asyncio.Event()
@@ -55,12 +55,9 @@ class Settler:
 
     async def run(self) -> None:
         """Settle what an earlier run left, and then what comes; until cancelled."""
-        recalled = False
         while True:
             try:
-                if not recalled:
-                    await self._recall()
-                    recalled = True
+                await self._settle_left()
                 await self._settle_waiting()
             except IronworkError as error:
                 log.warning("settle.failed", extra={"reason": error.reason})
@@ -69,24 +66,28 @@ class Settler:
                 self._more.clear()
                 await self._more.wait()
 
-    async def _recall(self) -> None:
-        """Find what an earlier run left undecided, or was killed over."""
-        found: list[AuditEvent] = []
-        for operation in (Action.ADD_KEY.value, Action.DELETE_KEY.value):
-            found += await self._open(operation)
-        for outcome in found:
-            self.undecided(outcome)
+    async def _settle_left(self) -> None:
+        while self._left:
+            await self._settle(await self._outcome(self._left[0]))
+            self._left.popleft()
 
-    async def _open(self, operation: str) -> list[AuditEvent]:
-        wanted = EntryFilter(operation=operation, end_time=self._started)
-        open_: dict[int, AuditEvent] = {}
-        after: int | None = -1
-        while after is not None:
-            page = await self._reader.page(after_index=after, limit=_PAGE, filter=wanted)
-            for index, entry in page.entries:
-                _follow(open_, index, parse(entry).event)
-            after = page.next_index
-        return list(open_.values())
+    async def _outcome(self, index: int) -> AuditEvent:
+        """What the entry leaves open, as the outcome that is missing."""
+        page = await self._reader.page(after_index=index - 1, limit=1, filter=_ANY)
+        ((_, entry),) = page.entries
+        event = parse(entry).event
+        return AuditEvent(
+            phase=Phase.OUTCOME,
+            operation=event.operation,
+            correlation_id=event.correlation_id,
+            time=event.time,
+            principal=event.principal,
+            role=event.role,
+            workspace=event.workspace,
+            key_id=event.key_id,
+            # An intent that no outcome names is the one to be named.
+            intent_index=index if event.intent_index is None else event.intent_index,
+        )
 
     async def _settle_waiting(self) -> None:
         while self._waiting:
@@ -105,29 +106,3 @@ class Settler:
                 details={},
             )
         )
-
-
-def _follow(open_: dict[int, AuditEvent], index: int, event: Event) -> None:
-    """Keep what is undecided so far, by its intent's index. An AddKey's intent does not know the
-    key's id yet, so one that was killed stays with `journal.unfinished`.
-    """
-    if event.phase == INTENT and event.key_id:
-        open_[index] = _outcome(event, index)
-    elif event.phase == OUTCOME and event.intent_index is not None:
-        open_.pop(event.intent_index, None)
-        if event.reason == REASON_UNDECIDED and event.key_id:
-            open_[event.intent_index] = _outcome(event, event.intent_index)
-
-
-def _outcome(event: Event, intent_index: int) -> AuditEvent:
-    return AuditEvent(
-        phase=Phase.OUTCOME,
-        operation=event.operation,
-        correlation_id=event.correlation_id,
-        time=event.time,
-        principal=event.principal,
-        role=event.role,
-        workspace=event.workspace,
-        key_id=event.key_id,
-        intent_index=intent_index,
-    )

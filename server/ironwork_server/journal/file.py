@@ -55,8 +55,11 @@ class FileJournal:
     the table).
     """
 
-    def __init__(self, log: AppendLog, state: LogState, tuning: Tuning) -> None:
+    def __init__(
+        self, log: AppendLog, state: LogState, tuning: Tuning, undecided: Sequence[int]
+    ) -> None:
         self._log = log
+        self._undecided = undecided
         self._state = state
         self._deadline_s = tuning.deadline_s
         self._writer = Writer(log, tuning)
@@ -88,6 +91,7 @@ class FileJournal:
         log = AppendLog.open(
             folder, origin, fold=state, file_system=file_system or OperatingSystem()
         )
+        undecided = tuple(state.undecided.values())
         try:
             _note(log, state, clock())
         except WriteFailed as failed:
@@ -95,7 +99,7 @@ class FileJournal:
             raise LogUnusable(
                 f"the audit log in {folder} cannot be written: {failed.what}"
             ) from None
-        journal = cls(log, state, tuning)
+        journal = cls(log, state, tuning, undecided)
         journal._writer.start()
         return journal
 
@@ -135,6 +139,13 @@ class FileJournal:
 
     def was_deleted(self, workspace: str, key_id: str) -> bool:
         return self._state.was_deleted(workspace, key_id)
+
+    @property
+    def undecided(self) -> Sequence[int]:
+        """Indexes of entries of earlier runs that leave open whether a write was done: intents of
+        deletions without an outcome, and outcomes that say undecided. Fixed when it is opened.
+        """
+        return self._undecided
 
     def reader(self) -> JournalReader:
         """A reader of what is durable in this journal; it follows as the journal grows."""

@@ -241,8 +241,9 @@ async def custody(
     """Custody with limits of the defaults and a freshness of one second by a clock of the test."""
     async with AsyncExitStack() as stack:
         journal = FileJournal.open(tmp_path / "audit", "ironwork.test/custody")
-        stack.push_async_callback(journal.close)
         faulty_journal = FaultyJournal(journal)
+        # A test may have opened the folder anew.
+        stack.push_async_callback(lambda: faulty_journal.close())
         token = make_token(with_key=True)
         wrapper = await open_backend(token.uri)
         stack.push_async_callback(wrapper.close)

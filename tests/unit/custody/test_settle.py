@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +14,7 @@ from ironwork_server.core.errors import Unavailable
 from ironwork_server.core.values import Action, AuditEvent, Phase
 from ironwork_server.custody.add_key import NewKey
 from ironwork_server.custody.settle import Settler
+from ironwork_server.journal import FileJournal
 from unit.custody.conftest import WORKSPACE, Custody
 
 KEY = b"sk-ant-api03-" + b"k" * 93 + b"AA"
@@ -182,8 +183,9 @@ async def test_a_start_settles_what_an_earlier_run_left(custody: Custody, faults
     await intent(custody, "DeleteKey", killed)
     await intent(custody, "AddKey", "")
     await refusal(custody, killed)
-    later = datetime.now(UTC) + timedelta(seconds=1)
-    async with settling(custody, wanted=2, started=later) as settled:
+    await start_again(custody)
+    left = custody.journal.undecided
+    async with settling(custody, wanted=2, left=left) as settled:
         await settled.wait()
     assert [end[:3] for end in outcomes(custody, "DeleteKey")] == [
         (True, "", decided),
@@ -191,10 +193,27 @@ async def test_a_start_settles_what_an_earlier_run_left(custody: Custody, faults
         (False, "ROW_PRESENT", undecided),
         (False, "ROW_PRESENT", killed),
     ]
-    before = len(custody.entries())
-    async with settling(custody, started=later):
-        await asyncio.sleep(0.1)
-    assert len(custody.entries()) == before
+    await start_again(custody)
+    assert custody.journal.undecided == ()
+
+
+async def test_a_snapshot_keeps_what_is_undecided(custody: Custody, faults: Faults) -> None:
+    """What is undecided is known after any number of starts, from the log's snapshot too."""
+    key_id = await add(custody)
+    fail_in(custody, faults, "delete", "before")
+    with pytest.raises(Unavailable):
+        await delete(custody, key_id)
+    await start_again(custody)
+    first = custody.journal.undecided
+    await start_again(custody)
+    assert custody.journal.undecided == first
+    assert len(first) == 1
+
+
+async def start_again(custody: Custody) -> None:
+    """Close the journal and open it anew, as a restart does."""
+    await custody.journal._real.close()
+    custody.journal._real = FileJournal.open(custody.folder / "audit", "ironwork.test/custody")
 
 
 async def add_another(custody: Custody, number: int) -> str:
