@@ -130,6 +130,10 @@ class FaultyJournal:
     def was_deleted(self, workspace: str, key_id: str) -> bool:
         return self._real.was_deleted(workspace, key_id)
 
+    async def close(self) -> None:
+        """The journal that is open now: a test may have opened the folder anew."""
+        await self._real.close()
+
 
 @dataclass(frozen=True)
 class ScriptedAnswer:
@@ -242,8 +246,7 @@ async def custody(
     async with AsyncExitStack() as stack:
         journal = FileJournal.open(tmp_path / "audit", "ironwork.test/custody")
         faulty_journal = FaultyJournal(journal)
-        # A test may have opened the folder anew.
-        stack.push_async_callback(lambda: faulty_journal.close())
+        stack.push_async_callback(faulty_journal.close)
         token = make_token(with_key=True)
         wrapper = await open_backend(token.uri)
         stack.push_async_callback(wrapper.close)

@@ -341,7 +341,7 @@ async def test_closing_waits_for_tiles(folder: Path, disk: Disk) -> None:
     """Tiles that are being written when the journal closes are finished first; a disk that hangs is
     waited for within the deadline only, and the folder stays held.
     """
-    journal = FileJournal.open(folder, ORIGIN, file_system=disk, deadline_s=0.3)
+    journal = FileJournal.open(folder, ORIGIN, file_system=disk, deadline_s=30)
     await journal.append(made(0))
     disk.hold.clear()
     writing = asyncio.create_task(journal.integrate())
