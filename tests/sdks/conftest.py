@@ -6,14 +6,17 @@ IRONWORK_SERVER names another `ironwork-server` than that of .venv.
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anthropic
+import httpx
 import pytest
 
 from ironwork_client import KeyClient, Profile
+from ironwork_client.httpx import WithKeyTransport
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,12 +24,49 @@ ROOT = Path(__file__).parents[2]
 collect_ignore_glob = [] if anthropic.__version__.startswith("0.") else ["test_*.py"]
 
 
+Records = list[dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Server:
-    """agent: a profile that may use the key; stranger: another workspace's agent, asking for it."""
+    """agent: a profile that may use the key; stranger: another workspace's agent, asking for it.
+    log: the simulator's, which has a line for each request once it is over.
+    """
 
     agent: Profile
     stranger: Profile
+    log: Path
+
+    def records(self, enough: Callable[[Records], bool]) -> Records:
+        """The log's records, once they are enough: it is followed until then."""
+        command = ["tail", "-n", "+1", "-f", str(self.log)]
+        records: Records = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follow:
+            try:
+                for line in follow.stdout or ():
+                    records.append(json.loads(line))
+                    if enough(records):
+                        break
+            finally:
+                follow.kill()
+        return records
+
+    def tries(self, mark: str) -> Records:
+        """The requests so far that bore a header of this name, all of them over."""
+        with httpx.Client(transport=WithKeyTransport(self.agent)) as client:
+            last = client.get("https://api.anthropic.com/v1/models").headers["request-id"]
+        records = self.records(lambda records: records[-1]["request_id"] == last)
+        return marked(records, mark)
+
+    def left(self, mark: str) -> Records:
+        """The requests that bore this header, once one of them was abandoned by its client."""
+        return marked(
+            self.records(lambda r: mark in r[-1]["header_names"] and r[-1]["disconnected_at"]), mark
+        )
+
+
+def marked(records: Records, mark: str) -> Records:
+    return [record for record in records if mark in record["header_names"]]
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +88,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         with KeyClient(Profile.load(profiles / "admin.toml")) as keys:
             keys.add(json.loads(line)["simulator_keys"]["first"].encode(), "for the SDKs")
         yield Server(
-            Profile.load(profiles / "agent.toml"), Profile.load(profiles / "stranger.toml")
+            Profile.load(profiles / "agent.toml"),
+            Profile.load(profiles / "stranger.toml"),
+            folder / "state" / "simulator" / "requests.log",
         )
     finally:
         process.terminate()

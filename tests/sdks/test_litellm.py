@@ -1,6 +1,7 @@
 """The unmodified LiteLLM, which is built on httpx, over a whole service."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,3 +70,59 @@ def test_the_asynchronous_one(server: Any) -> None:
 
     whole, streamed = asyncio.run(converse())
     assert whole == streamed
+
+
+BOTH = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+
+
+def asked(server: Any, sync: bool, **more: Any) -> Any:
+    """completion() or acompletion(), once."""
+    if sync:
+        handler = handler_for(server.agent)
+        try:
+            return litellm.completion(**{**QUESTION, **more}, client=handler)
+        finally:
+            handler.client.close()
+
+    async def ask() -> Any:
+        ahandler = AsyncHTTPHandler(transport=AsyncWithKeyTransport(server.agent))
+        try:
+            return await litellm.acompletion(**{**QUESTION, **more}, client=ahandler)
+        finally:
+            await ahandler.close()
+
+    return asyncio.run(ask())
+
+
+def behaving(mark: str, **behaviour: Any) -> dict[str, str]:
+    """Headers: how the simulator answers each time, and what its log shows the request by."""
+    return {"anthropic-simulator": json.dumps(behaviour), mark: "1"}
+
+
+@BOTH
+def test_errors_and_repeats_are_litellms_own(server: Any, *, sync: bool) -> None:
+    """Without num_retries nothing is repeated, neither by LiteLLM nor by us, whatever happens."""
+    cases: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+        "x-l429": ({"status": 429}, litellm.RateLimitError),
+        "x-l500": ({"status": 500}, litellm.InternalServerError),
+        "x-l529": ({"status": 529}, litellm.InternalServerError),
+        "x-lredirect": (
+            {"status": 307, "location": "https://evil.example/"},
+            litellm.ServiceUnavailableError,
+        ),
+        "x-llost": ({"cut": "reset_before_head"}, litellm.InternalServerError),
+    }
+    for name, (behaviour, error) in cases.items():
+        mark = f"{name}-{sync}".lower()
+        with pytest.raises(error):
+            asked(server, sync, extra_headers=behaving(mark, **behaviour), num_retries=0)
+        assert len(server.tries(mark)) == 1, name
+
+
+@BOTH
+def test_a_timeout_closes_the_upstream(server: Any, *, sync: bool) -> None:
+    """timeout= is litellm.Timeout, and the request is abandoned at Anthropic's."""
+    mark = f"x-lslow-{sync}".lower()
+    with pytest.raises(litellm.Timeout):
+        asked(server, sync, extra_headers=behaving(mark, hang=True), timeout=1.0, num_retries=0)
+    assert len(server.left(mark)) == 1
