@@ -43,7 +43,16 @@ def unchecked_size(source: Source) -> int:
     """How many entries the checkpoint tells of; its signature is not looked at. Raises Unreadable,
     BadNote.
     """
-    return Checkpoint.parse(parse_note(read_checkpoint(source)).text).size
+    return _unchecked(source).size
+
+
+def unchecked_origin(source: Source) -> str:
+    """Whose log it says it is. Raises Unreadable, BadNote."""
+    return _unchecked(source).origin
+
+
+def _unchecked(source: Source) -> Checkpoint:
+    return Checkpoint.parse(parse_note(read_checkpoint(source)).text)
 
 
 def stored(source: Source, start: int, size: int) -> Iterator[tuple[int, bytes]]:

@@ -21,6 +21,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "export": "ironwork_audit.cli.export",
     "tail": "ironwork_audit.cli.tail",
     "reconcile": "ironwork_audit.cli.reconcile",
+    "report": "ironwork_audit.cli.report",
 }
 # What the extra `cli` installs.
 _EXTRA: Final = frozenset({"cryptography", "jinja2", "rich"})

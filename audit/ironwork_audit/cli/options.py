@@ -52,7 +52,12 @@ def log_of(options: argparse.Namespace) -> Iterator[Source]:
 
 def key_of(options: argparse.Namespace) -> VerifierKey:
     """The key of --key. Raises BadNote, Unreadable."""
-    key = _key(options.key)
+    return key_from(options.key)
+
+
+def key_from(text: str) -> VerifierKey:
+    """A log's key, or the file that holds it. Raises BadNote, Unreadable."""
+    key = _key(text)
     if key.type is KeyType.COSIGNATURE_V1:
         raise BadNote("--key: this is a witness's key (type 0x04): give the log's")
     return key
