@@ -16,5 +16,6 @@ _PARTS = (
     "scene",
     "production",
     "hsmd",
+    "hsm_faults",
 )
 pytest_plugins = [f"fixtures.{part}" for part in _PARTS]

@@ -124,6 +124,22 @@ class FrontsKeys(Protocol):
 
 
 @runtime_checkable
+class Recoverable(Protocol):
+    """A backend that can open its device anew after a fault. Found by isinstance."""
+
+    @property
+    def name(self) -> str:
+        """See KeyWrapper.name."""
+
+    async def recover(self) -> None:
+        """Open the device anew, once; for when check() fails, and at the caller's pace.
+
+        Spends at most one try of the PIN, and none where its file holds what the token refused.
+        Raises ConfigurationError, PinRefused, Unavailable.
+        """
+
+
+@runtime_checkable
 class KeyCreator(Protocol):
     """A backend that can generate master keys inside its device. Found by isinstance."""
 

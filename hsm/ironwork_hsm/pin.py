@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,6 +43,30 @@ class Pin:
         return "Pin(…)"
 
     __str__ = __repr__
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """Which content a file had, without looking at it. Times in nanoseconds; a file that is not
+    there has zeros.
+    """
+
+    device: int = 0
+    inode: int = 0
+    size: int = 0
+    modified: int = 0
+    changed: int = 0
+
+    @classmethod
+    def of(cls, path: Path) -> "FileIdentity":
+        """The identity of what the path leads to now."""
+        try:
+            status = path.stat()
+        except OSError:
+            return cls()
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
 
 
 def read_pin(path: Path) -> Pin:

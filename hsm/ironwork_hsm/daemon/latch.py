@@ -9,35 +9,12 @@ operator says "try it once more".
 import asyncio
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 from ironwork_hsm.interface import ConfigurationError
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """Which content a file had, without looking at it. Times in nanoseconds; a file that is not
-    there has zeros.
-    """
-
-    device: int = 0
-    inode: int = 0
-    size: int = 0
-    modified: int = 0
-    changed: int = 0
-
-    @classmethod
-    def of(cls, path: Path) -> "FileIdentity":
-        """The identity of what the path leads to now."""
-        try:
-            status = path.stat()
-        except OSError:
-            return cls()
-        return cls(
-            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        )
+from ironwork_hsm.pin import FileIdentity
 
 
 class PinLatch:

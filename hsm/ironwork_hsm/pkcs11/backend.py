@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pkcs11 import Mechanism
 
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
+    ConfigurationError,
     KeyMissing,
     KeyVersion,
     Unavailable,
@@ -29,6 +30,7 @@ from ironwork_hsm.pkcs11.ladder import RUNGS, Ladder
 from ironwork_hsm.pkcs11.lanes import Lanes, keep
 from ironwork_hsm.pkcs11.module import Module, load_module
 from ironwork_hsm.pkcs11.raw import RawKey
+from ironwork_hsm.pkcs11.recovery import Seat
 from ironwork_hsm.pkcs11.rung import Rung, Trial
 from ironwork_hsm.settle import settle
 from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
@@ -38,30 +40,53 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class _Lane:
-    """What one thread owns: a session opened without the PIN, and that session's key handles."""
+    """What one thread owns: a seat at the token, and its session's key handles."""
 
-    module: Module
-    token: Any
-    session: Any
+    seat: Seat
     label: str
     keys: dict[int, MasterKey] = field(default_factory=dict)
 
+    def call(self, function: "Callable[[_Lane], Result]") -> Result:
+        """function(self), inside the module. After a fault of the device the next call has another
+        session; what failed is not done again.
+        """
+        if self.seat.enter():
+            self.keys = {}
+        try:
+            return function(self)
+        except (BlobRejected, ConfigurationError, KeyMissing):
+            raise
+        except Exception:
+            self.seat.spoil()
+            raise
+        finally:
+            self.seat.leave()
+
     def search(self) -> dict[int, MasterKey]:
-        self.keys = find_keys(self.session, self.label)
+        self.keys = find_keys(self.seat.session, self.label)
         return self.keys
 
     def key(self, version: int, kind: KeyKind) -> RawKey:
         """Searches once where it is unknown, since another process may have made it."""
         master = self.keys.get(version) or self.search().get(version)
         if master is None:
+            if not self.seat.module.logged_in(self.seat.session.handle):
+                # Private objects are not there for whoever is not logged in.
+                raise Unavailable("The login at the token was lost.")
             raise KeyMissing(f"The token holds no version {version} of `{self.label}`.")
         if master.kind is not kind:
             raise BlobRejected("The wrapped key was made by another kind of master key.")
-        return RawKey(self.module.functions, self.session.handle, master.handle)
+        return RawKey(self.seat.module.functions, self.seat.session.handle, master.handle)
+
+    def try_rung(self, tried: Rung, version: int) -> Trial:
+        trial = rung.round_trip(tried, self.key(version, tried.kind))
+        if trial is Trial.FAILS:
+            self.seat.spoil()
+        return trial
 
 
 class Pkcs11KeyWrapper:
-    """Implements KeyWrapper and KeyCreator. Made by open_pkcs11."""
+    """Implements KeyWrapper, KeyCreator and Recoverable. Made by open_pkcs11."""
 
     def __init__(self, uri: Pkcs11Uri, options: BackendOptions) -> None:
         self._uri = uri
@@ -82,6 +107,10 @@ class Pkcs11KeyWrapper:
             translate=translate,
             count=options.lanes,
             capacity=options.queue,
+        )
+        # Its thread restarts the module; the others may hang in it.
+        self._restarter: Lanes[None] = Lanes(
+            setup=lambda: None, teardown=keep, translate=translate, count=1, capacity=1
         )
 
     @property
@@ -105,6 +134,7 @@ class Pkcs11KeyWrapper:
     async def start(self) -> None:
         """Open the lanes and look at the keys. Closes again what it opened where it fails."""
         try:
+            await self._restarter.start(deadline_s=self._options.slow_deadline_s)
             await self._lanes.start(deadline_s=self._options.slow_deadline_s)
             await self._list_versions(self._options.slow_deadline_s)
         except BaseException:
@@ -169,10 +199,17 @@ class Pkcs11KeyWrapper:
         """
         version = self.current_version
         tried = self._ladder.rung(self._kind)
-        trial = await self._run(lambda lane: rung.round_trip(tried, lane.key(version, tried.kind)))
+        trial = await self._run(lambda lane: lane.try_rung(tried, version))
         self._ladder.settle(tried, trial)
         if trial is not Trial.WORKS:
             raise Unavailable("The HSM does not decrypt what it has just encrypted.")
+
+    async def recover(self) -> None:
+        """See Recoverable.recover. Every other user of the module in this process goes on, with
+        another session.
+        """
+        await self._restarter.run(self._restart, deadline_s=self._options.deadline_s)
+        await self._list_versions(self._options.deadline_s)
 
     async def create_version(self) -> KeyVersion:
         """See KeyCreator.create_version."""
@@ -185,6 +222,7 @@ class Pkcs11KeyWrapper:
         if self._module is not None and self._module.is_foreign():
             return  # after a fork: the lanes and the login are the parent's
         await self._lanes.close(deadline_s=self._options.deadline_s)
+        await self._restarter.close(deadline_s=self._options.deadline_s)
 
     async def _run(
         self,
@@ -196,7 +234,7 @@ class Pkcs11KeyWrapper:
         if self._module is not None:
             self._module.check_process()
         return await self._lanes.run(
-            function,
+            lambda lane: lane.call(function),
             deadline_s=self._options.deadline_s if deadline_s is None else deadline_s,
             discard=discard,
         )
@@ -213,14 +251,20 @@ class Pkcs11KeyWrapper:
     def _open_lane(self) -> _Lane:
         """In the lane's thread; the first one initialises the module and logs in."""
         module = self._module = load_module(self._uri.module_path, self._uri.init_args)
-        token = login.find_token(module, self._uri)
-        login.acquire(module, token, self._uri)
+        lane = _Lane(Seat(module, self._uri), self._uri.object)
         try:
-            session = login.open_session(token)
+            with lane.seat.open():
+                return lane
         except BaseException:
-            login.release(module, token)
+            lane.seat.close()
             raise
-        return _Lane(module, token, session, self._uri.object)
+
+    def _restart(self, _: None) -> None:
+        """In the restarter's thread."""
+        if self._module is None:
+            raise Unavailable("The HSM was never opened.")
+        login.check_refused(self._module, self._uri)
+        self._module.restart()
 
     def _create_next(self, lane: _Lane) -> MasterKey:
         """On a lane. One at a time; the others are refused, since waiting would block lanes."""
@@ -228,12 +272,12 @@ class Pkcs11KeyWrapper:
             raise Unavailable("Another version is just being created; try again.")
         try:
             version = max(lane.search(), default=0) + 1
-            listed = lane.token.slot.get_mechanisms()
+            listed = lane.seat.token.slot.get_mechanisms()
             kind = self._ladder.new_kind(
                 gcm=Mechanism.AES_GCM in listed, hmac=Mechanism.SHA256_HMAC in listed
             )
             # The lanes' own sessions are read-only; this one lives for one key.
-            session = lane.token.open(rw=True)
+            session = lane.seat.token.open(rw=True)
             try:
                 return generate_key(session, lane.label, version, kind)
             finally:
@@ -263,10 +307,7 @@ def _search(lane: _Lane) -> list[MasterKey]:
 
 
 def _close_lane(lane: _Lane) -> None:
-    try:
-        lane.session.close()
-    finally:
-        login.release(lane.module, lane.token)
+    lane.seat.close()
 
 
 def _no_key(uri: Pkcs11Uri) -> KeyMissing:

@@ -49,10 +49,14 @@ def associated_data(*, name: str, version: int, mechanism: str, context: bytes) 
     )
 
 
+class NoBlob(BlobRejected):
+    """Not of a known layout: seen without the device."""
+
+
 def split(blob: bytes, layout: int, *sizes: int) -> list[bytes]:
-    """The parts of a blob of this layout. Raises BlobRejected for any other length or layout."""
+    """The parts of a blob of this layout. Raises NoBlob for any other length or layout."""
     if len(blob) != 1 + sum(sizes) or blob[0] != layout:
-        raise BlobRejected("The wrapped key is no blob of a layout known for its mechanism.")
+        raise NoBlob("The wrapped key is no blob of a layout known for its mechanism.")
     parts, at = [], 1
     for size in sizes:
         parts.append(blob[at : at + size])

@@ -11,7 +11,7 @@ import ctypes
 import importlib.metadata
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ironwork_hsm.pkcs11.errors import (
     CKR_OK,
     login_failure,
 )
+from ironwork_hsm.pkcs11.recovery import Turnstile
 
 SUPPORTED_VERSION = "0.10.1"
 _CKF_OS_LOCKING_OK = 0x00000002
@@ -74,6 +75,22 @@ _Login = ctypes.CFUNCTYPE(
 _Logout = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong)
 
 
+class _SessionInfo(ctypes.Structure):
+    """CK_SESSION_INFO (PKCS#11 2.40 section 3.3)."""
+
+    _fields_ = (
+        ("slot", ctypes.c_ulong),
+        ("state", ctypes.c_ulong),
+        ("flags", ctypes.c_ulong),
+        ("device_error", ctypes.c_ulong),
+    )
+
+
+_GetSessionInfo = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong, ctypes.POINTER(_SessionInfo))
+# CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS.
+_LOGGED_IN = (1, 3)
+
+
 class CkMechanism(ctypes.Structure):
     """CK_MECHANISM (PKCS#11 2.40 section 3.5)."""
 
@@ -108,7 +125,9 @@ class FunctionList(ctypes.Structure):
         ("version", ctypes.c_ubyte * 2),
         ("C_Initialize", _Initialize),
         ("C_Finalize", _Finalize),
-        ("C_GetInfo_to_C_SetOperationState", ctypes.c_void_p * 16),
+        ("C_GetInfo_to_C_CloseAllSessions", ctypes.c_void_p * 13),
+        ("C_GetSessionInfo", _GetSessionInfo),
+        ("C_GetOperationState_C_SetOperationState", ctypes.c_void_p * 2),
         ("C_Login", _Login),
         ("C_Logout", _Logout),
         ("C_CreateObject_to_C_FindObjectsFinal", ctypes.c_void_p * 9),
@@ -126,7 +145,7 @@ class FunctionList(ctypes.Structure):
 @dataclass(frozen=True, slots=True)
 class Module:
     """An initialised library. library: python-pkcs11's `lib`. init_args: what C_Initialize got in
-    pReserved. Lives as long as the process.
+    pReserved. turnstile: whoever calls a function enters by it. Lives as long as the process.
     """
 
     path: str
@@ -134,6 +153,7 @@ class Module:
     functions: FunctionList
     pid: int
     init_args: str | None = None
+    turnstile: Turnstile = field(default_factory=Turnstile)
 
     def check_process(self) -> None:
         """Raise ConfigurationError in a process that was forked off since."""
@@ -158,6 +178,24 @@ class Module:
     def logout(self, session_handle: int) -> None:
         """C_Logout; whatever it answers, the sessions are closed next."""
         self.functions.C_Logout(session_handle)
+
+    def logged_in(self, session_handle: int) -> bool:
+        """Whether the session sees private objects (C_GetSessionInfo); False where it is lost."""
+        info = _SessionInfo()
+        code = self.functions.C_GetSessionInfo(session_handle, ctypes.byref(info))
+        return code == CKR_OK and info.state in _LOGGED_IN
+
+    def restart(self) -> None:
+        """C_Finalize and C_Initialize, with nothing inside the module: every session and login of
+        the process is over. Blocks. Raises ConfigurationError, Unavailable; then the module is not
+        initialised until another restart.
+        """
+        self.check_process()
+        with self.turnstile.alone():
+            # Whatever it answers: after a restart that failed there is nothing to finalise.
+            self.functions.C_Finalize(None)
+            _initialize(self.path, self.functions, self.init_args)
+            _verify(self.path, self.functions, self.library)
 
 
 # Both are owned by load_module; _modules is read and written under _lock only.
@@ -194,13 +232,7 @@ def load_module(path: Path, init_args: str | None = None) -> Module:
 
 def _load(path: str, init_args: str | None) -> Module:
     functions = _function_list(path)
-    arguments = _InitializeArgs(flags=_CKF_OS_LOCKING_OK)
-    if init_args is not None:
-        reserved = ctypes.create_string_buffer(init_args.encode("utf-8"))
-        arguments.reserved = ctypes.addressof(reserved)
-    code = functions.C_Initialize(ctypes.byref(arguments))
-    if code != CKR_OK:
-        raise _initialize_failure(path, code)
+    _initialize(path, functions, init_args)
     try:
         library = _library_without_initialize(path)
         _verify(path, functions, library)
@@ -210,6 +242,16 @@ def _load(path: str, init_args: str | None) -> Module:
     return Module(
         path=path, library=library, functions=functions, pid=os.getpid(), init_args=init_args
     )
+
+
+def _initialize(path: str, functions: FunctionList, init_args: str | None) -> None:
+    arguments = _InitializeArgs(flags=_CKF_OS_LOCKING_OK)
+    if init_args is not None:
+        reserved = ctypes.create_string_buffer(init_args.encode("utf-8"))
+        arguments.reserved = ctypes.addressof(reserved)
+    code = functions.C_Initialize(ctypes.byref(arguments))
+    if code != CKR_OK:
+        raise _initialize_failure(path, code)
 
 
 def _function_list(path: str) -> FunctionList:

@@ -5,7 +5,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from ironwork_hsm.interface import BlobRejected, HsmError, Unavailable
-from ironwork_hsm.pkcs11.blob import DATA_KEY_BYTES, wipe
+from ironwork_hsm.pkcs11.blob import DATA_KEY_BYTES, NoBlob, wipe
 from ironwork_hsm.pkcs11.errors import DeviceAnswer, NotOffered
 from ironwork_hsm.pkcs11.keys import KeyKind
 from ironwork_hsm.pkcs11.raw import Parameter
@@ -60,13 +60,18 @@ def open_blob(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes, *, canary: 
     """rung.unwrap, and where its failure may be the blob's fault or the device's, find out which.
 
     Then, and only then, the device is asked for a round trip more, by canary: the rung that wraps
-    now, since the one that made the blob may be one that the device no longer offers. Raises
-    BlobRejected, Unavailable, DeviceAnswer.
+    now, since the one that made the blob may be one that the device no longer offers. A device that
+    fails that round trip is sick, whatever it said of the blob; else every record would be called
+    damaged while it lasts. Raises BlobRejected, Unavailable, DeviceAnswer.
     """
     try:
         return rung.unwrap(key, blob, bound)
+    except NoBlob:
+        raise  # the device was not asked
+    except BlobRejected:
+        pass
     except DeviceAnswer as answer:
-        if not (rung.authenticates and answer.ambiguous):
+        if not (answer.rejected or (rung.authenticates and answer.ambiguous)):
             raise
     # Outside the handler, so that what follows carries no foreign error as its context.
     if round_trip(canary, key) is Trial.WORKS:

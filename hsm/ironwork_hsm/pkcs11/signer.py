@@ -5,9 +5,9 @@ process) may be the same. Nothing is signed but what a caller asks for: opening 
 key and makes no signature, so that the device's log holds no operation that ours does not.
 """
 
-import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from pkcs11 import exceptions as p11
 
@@ -18,10 +18,10 @@ from ironwork_hsm.interface import (
     KeyMissing,
     SignatureAlgorithm,
 )
-from ironwork_hsm.pkcs11 import login
 from ironwork_hsm.pkcs11.errors import translate
 from ironwork_hsm.pkcs11.lanes import Lanes
 from ironwork_hsm.pkcs11.module import Module, load_module
+from ironwork_hsm.pkcs11.recovery import Seat
 from ironwork_hsm.pkcs11.signing_keys import (
     SigningKey,
     find_signing_key,
@@ -32,6 +32,8 @@ from ironwork_hsm.pkcs11.signing_keys import (
 from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
 
 MAX_MESSAGE_BYTES = 65536
+
+Result = TypeVar("Result")
 
 # What translate words for master keys.
 _NOT_OFFERED = (p11.MechanismInvalid, p11.MechanismParamInvalid, p11.FunctionNotSupported)
@@ -46,40 +48,36 @@ _ATTRIBUTES = (
 
 @dataclass(slots=True)
 class _Lane:
-    """What one thread owns. session: opened without the PIN; key: its handle in that session.
-    Both are None after a fault of the device, until the next call opens another session.
+    """What one thread owns: a seat at the token, and the key's handle in its session (None where
+    the token had no such key).
     """
 
-    module: Module
-    token: Any
+    seat: Seat
     label: str
-    session: Any = None
     key: SigningKey | None = None
 
-    def open(self) -> None:
-        self.session = self.token.open()
-        self.key = find_signing_key(self.session, self.label)
-
-    def close(self) -> None:
-        """Leave the session, whatever the device says to it."""
-        session, self.session, self.key = self.session, None, None
-        if session is not None:
-            with contextlib.suppress(p11.PKCS11Error):
-                session.close()
+    def call(self, function: "Callable[[_Lane], Result]") -> Result:
+        """function(self), inside the module. After a fault of the device the next call has another
+        session; a signature is never asked for twice.
+        """
+        if self.seat.enter():
+            self.key = None
+        try:
+            if self.key is None:
+                self.key = find_signing_key(self.seat.session, self.label)
+            return function(self)
+        except p11.PKCS11Error:
+            # The session or the handle may be dead.
+            self.seat.spoil()
+            raise
+        finally:
+            self.seat.leave()
 
     def sign(self, message: bytes) -> bytes:
         """Raises KeyMissing, Unavailable, PKCS11Error."""
-        try:
-            if self.key is None:
-                self.close()
-                self.open()
-            if self.key is None:
-                raise KeyMissing(f"The token holds no signing key `{self.label}`.")
-            return sign_once(self.key, message)
-        except p11.PKCS11Error:
-            # The session or the handle may be dead; and a signature is never asked for twice.
-            self.close()
-            raise
+        if self.key is None:
+            raise KeyMissing(f"The token holds no signing key `{self.label}`.")
+        return sign_once(self.key, message)
 
 
 class Pkcs11Signer:
@@ -94,7 +92,7 @@ class Pkcs11Signer:
         self._public_key: bytes | None = None
         self._lanes: Lanes[_Lane] = Lanes(
             setup=self._open_lane,
-            teardown=_leave,
+            teardown=lambda lane: lane.seat.close(),
             translate=_translate,
             count=options.lanes,
             capacity=options.queue,
@@ -123,7 +121,7 @@ class Pkcs11Signer:
         try:
             await self._lanes.start(deadline_s=self._options.slow_deadline_s)
             key = await self._lanes.run(
-                lambda lane: lane.key, deadline_s=self._options.slow_deadline_s
+                lambda lane: lane.call(_key), deadline_s=self._options.slow_deadline_s
             )
         except BaseException:
             await self.close()
@@ -136,7 +134,8 @@ class Pkcs11Signer:
         there is one, Unavailable.
         """
         await self._lanes.run(
-            lambda lane: _generate(lane, algorithm), deadline_s=self._options.slow_deadline_s
+            lambda lane: lane.call(lambda lane: _generate(lane, algorithm)),
+            deadline_s=self._options.slow_deadline_s,
         )
 
     async def sign(self, message: bytes, *, reference: str = "") -> bytes:
@@ -148,7 +147,8 @@ class Pkcs11Signer:
         if self._module is not None:
             self._module.check_process()
         return await self._lanes.run(
-            lambda lane: lane.sign(message), deadline_s=self._options.deadline_s
+            lambda lane: lane.call(lambda lane: lane.sign(message)),
+            deadline_s=self._options.deadline_s,
         )
 
     async def close(self) -> None:
@@ -160,13 +160,11 @@ class Pkcs11Signer:
     def _open_lane(self) -> _Lane:
         """In the lane's thread; the first one initialises the module and logs in."""
         module = self._module = load_module(self._uri.module_path)
-        token = login.find_token(module, self._uri)
-        login.acquire(module, token, self._uri)
-        lane = _Lane(module, token, self._uri.object)
+        lane = _Lane(Seat(module, self._uri), self._uri.object)
         try:
-            lane.open()
+            lane.call(_key)
         except BaseException:
-            _leave(lane)
+            lane.seat.close()
             raise
         return lane
 
@@ -204,18 +202,15 @@ async def create_pkcs11_signing_key(
 
 def _generate(lane: _Lane, algorithm: SignatureAlgorithm | None) -> None:
     # The lanes' own sessions are read-only; this one lives for one key.
-    session = lane.token.open(rw=True)
+    session = lane.seat.token.open(rw=True)
     try:
-        generate_signing_key(session, lane.label, algorithm or offered_algorithm(lane.token))
+        generate_signing_key(session, lane.label, algorithm or offered_algorithm(lane.seat.token))
     finally:
         session.close()
 
 
-def _leave(lane: _Lane) -> None:
-    try:
-        lane.close()
-    finally:
-        login.release(lane.module, lane.token)
+def _key(lane: _Lane) -> SigningKey | None:
+    return lane.key
 
 
 def _translate(error: Exception) -> HsmError:

@@ -153,6 +153,7 @@ async def _start(
     stack.push_async_callback(opened.close)
     store = MeteredStore(opened, meter)
     hsm = HsmState(probe)
+    await _in_background(stack, hsm.run())
     vault = Vault(wrappers, store, on_health=hsm.seen, meter=meter)
     upstream = _upstream(settings, endpoint, meter)
     stack.push_async_callback(upstream.close)

@@ -9,7 +9,8 @@ import pytest
 from fixtures.journal_events import entries
 from fixtures.models import MakeModel, through
 from fixtures.softhsm import SharedToken, opened
-from ironwork_hsm import MAX_TRIALS, HsmError, MechanismRefused
+from ironwork_hsm import MAX_TRIALS, HsmError, MechanismRefused, PinRefused
+from ironwork_hsm import Unavailable as HsmUnavailable
 from ironwork_server.core.errors import Unavailable
 from ironwork_server.custody.probe import MasterKeyProbe
 from ironwork_server.journal import FileJournal
@@ -28,6 +29,27 @@ class Refusing:
     async def check(self) -> None:
         self.asked += 1
         raise MechanismRefused("no")
+
+
+class Sick:
+    """A wrapper whose device fails until it is opened anew, or for ever."""
+
+    name = "pkcs11:token=sick;object=o"
+    current_version = 1
+    mechanism = "aes-256-gcm"
+
+    def __init__(self, *, recovers: bool) -> None:
+        self.sick = True
+        self.recovers = recovers
+
+    async def check(self) -> None:
+        if self.sick:
+            raise HsmUnavailable("gone")
+
+    async def recover(self) -> None:
+        if not self.recovers:
+            raise PinRefused("no")
+        self.sick = False
 
 
 @pytest.fixture
@@ -91,3 +113,45 @@ async def test_a_configuration_that_cannot_work_ends_the_probe(
     async with opened(pinned, allow_missing=True) as wrapper:
         with pytest.raises(HsmError, match="create a new version"):
             await MasterKeyProbe([wrapper], journal).check()
+
+
+async def test_a_device_that_failed_is_opened_anew_on_record(
+    journal: FileJournal, tmp_path: Path
+) -> None:
+    """What failed the last check is opened anew, each device once, with an intent and an outcome;
+    what is sound is left alone, and one that cannot be opened does not keep others from it.
+    """
+    locked, sick = Sick(recovers=False), Sick(recovers=True)
+    sound = Sick(recovers=True)
+    sound.sick = False
+    probe = MasterKeyProbe([locked, sound, sick], journal)  # type: ignore[list-item]
+    assert await probe.reopen() is False
+    with pytest.raises(Unavailable) as failed:
+        await probe.check()
+    assert failed.value.reason == "MASTER_KEY_UNAVAILABLE"
+    with pytest.raises(Unavailable) as refused:
+        await probe.reopen()
+    assert refused.value.reason == "MASTER_KEY_PIN_REFUSED"
+    events = [entry.event for entry in entries(tmp_path / "audit")]
+    opened = [event for event in events if event.operation == "hsm.open"]
+    assert [(event.phase, event.success, event.reason) for event in opened] == [
+        ("intent", None, ""),
+        ("outcome", False, "MASTER_KEY_PIN_REFUSED"),
+        ("intent", None, ""),
+        ("outcome", True, ""),
+    ]
+    assert all(set(event.details) == {"backend"} for event in opened)
+    locked.recovers = True
+    with pytest.raises(Unavailable):
+        await probe.check()
+    assert await probe.reopen() is True
+    await probe.check()
+
+
+async def test_what_lies_elsewhere_is_not_opened_from_here(journal: FileJournal) -> None:
+    """An HSM process and a cloud see to their devices themselves."""
+    wrapper = Refusing()
+    probe = MasterKeyProbe([wrapper], journal)  # type: ignore[list-item]
+    with pytest.raises(Unavailable):
+        await probe.check()
+    assert await probe.reopen() is False

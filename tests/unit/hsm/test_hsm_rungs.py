@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def named(rung: Rung) -> str:
 
 
 def opened(rung: Rung, key: SoftKey, blob: bytes, bound: bytes) -> bytearray:
-    return open_blob(rung, key, blob, bound, canary=rung)
+    # SoftKey has no IV of its own, so it can only be tried by what it serves.
+    canary = rung if any(rung is plain for plain in PLAIN) else CallerIv()
+    return open_blob(rung, key, blob, bound, canary=canary)
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["comment"])
@@ -56,7 +59,9 @@ def test_layouts_differ() -> None:
 
 @pytest.mark.parametrize("rung", PLAIN, ids=named)
 def test_one_operation_each(rung: Rung) -> None:
-    """A wrap is exactly one operation in the device, an unwrap another, a rejection no more."""
+    """A wrap is exactly one operation in the device, an unwrap another; a rejection is followed by
+    one round trip, which tells whose fault it was.
+    """
     key = SoftKey(SECRET, bad_tag=0x40)
     blob = rung.wrap(key, bytearray(32), BOUND)
     assert len(key.operations) == 1
@@ -64,7 +69,21 @@ def test_one_operation_each(rung: Rung) -> None:
     assert len(key.operations) == 2
     with pytest.raises(BlobRejected):
         opened(rung, key, blob, b"another")
-    assert len(key.operations) == 3
+    assert len(key.operations) == 5
+
+
+@pytest.mark.parametrize("rung", PLAIN, ids=named)
+def test_a_sick_device_that_blames_the_blob_is_not_believed(rung: Rung) -> None:
+    """A device that rejects what it has itself just made is Unavailable, never BlobRejected."""
+    key = SoftKey(SECRET)
+    blob = rung.wrap(key, bytearray(32), BOUND)
+    if rung.authenticates:
+        key.sick = 0x40
+    else:
+        key.result = lambda result: os.urandom(len(result))
+    with pytest.raises(Unavailable) as caught:
+        opened(rung, key, blob, BOUND)
+    assert caught.value.__context__ is None
 
 
 def test_an_ambiguous_answer_costs_one_round_trip_more() -> None:
