@@ -8,6 +8,7 @@ snapshot     what is derived from the entries (snapshot.py)
 checkpoint   the signed tree head, and tile/: static files that any web server can publish
 """
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -29,8 +30,7 @@ _OLD_JOURNAL: Final = "journal.jsonl"
 def prepare(folder: Path, file_system: FileSystem) -> None:
     """Make the folder (0700) where there is none; refuse one that others may enter."""
     if not folder.is_dir():
-        folder.mkdir(mode=0o700, parents=True)
-        sync_folder(file_system, folder.parent)
+        _make(folder, file_system)
     if folder.stat().st_mode & 0o077:
         raise LogUnusable(f"the audit log's folder {folder} is open to other users: chmod 700 it")
     if os.path.lexists(folder / _OLD_JOURNAL):
@@ -39,6 +39,22 @@ def prepare(folder: Path, file_system: FileSystem) -> None:
             "does not go on with: keep the folder as an archive, and set audit.folder to a new one "
             "and audit.origin to a new name. (A `dev` state is thrown away whole.)"
         )
+
+
+def _make(folder: Path, file_system: FileSystem) -> None:
+    missing = [parent for parent in folder.parents if not parent.is_dir()]
+    folder.mkdir(mode=0o700, parents=True)
+    for made in missing:
+        sync_folder(file_system, made.parent)
+
+
+def sync_parent(folder: Path, file_system: FileSystem) -> None:
+    """Make a new log's own name durable, whoever made the folder: perhaps a process that was killed
+    before it could. Raises OSError.
+    """
+    # Where we may not read the parent, it was not us who made the folder.
+    with contextlib.suppress(PermissionError):
+        file_system.sync_folder(folder.parent)
 
 
 def lock(folder: Path) -> int:

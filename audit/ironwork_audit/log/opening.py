@@ -59,6 +59,7 @@ def find(
     tiles = TileFiles(folder, file_system)
     new = folders.is_new(folder)
     if new:
+        folders.sync_parent(folder, file_system)
         tiles.make_folders()
         write_state(folder, _EMPTY, file_system)
     else:

@@ -28,6 +28,9 @@ class TileFiles:
     def __init__(self, folder: Path, file_system: FileSystem) -> None:
         self._folder = folder
         self._file_system = file_system
+        # Folders whose names this process has synced. Others may be those of one that was killed,
+        # or of a try that failed, before it could.
+        self._named: set[Path] = set()
 
     def make_folders(self) -> None:
         """For a new log. Raises OSError."""
@@ -95,6 +98,7 @@ class TileFiles:
         # Deepest first: a name is durable before the one that leads to it.
         for folder in sorted(touched, key=lambda path: -len(path.parts)):
             sync_folder(self._file_system, folder)
+        self._named.update(folder for folder in touched if folder.parent in touched)
 
     def drop_partial(self, files: Mapping[TilePath, bytes]) -> None:
         """Remove the partial tiles of those that are full now: who wants one of them takes it from
@@ -103,17 +107,19 @@ class TileFiles:
         for tile in files:
             if tile.width == TILE_WIDTH:
                 path = self._folder / tile.path
-                shutil.rmtree(path.with_name(path.name + ".p"), ignore_errors=True)
+                partial = path.with_name(path.name + ".p")
+                shutil.rmtree(partial, ignore_errors=True)
+                self._named.discard(partial)
 
     def _make_parents(self, path: Path, touched: dict[Path, None]) -> None:
-        missing = []
-        parent = path.parent
-        while not parent.is_dir():
-            missing.append(parent)
-            parent = parent.parent
-        for folder in reversed(missing):
-            folder.mkdir(mode=0o700)
-            touched[folder.parent] = None
+        """Make the folders that the path needs; those whose names are to be synced are touched."""
+        top = self._folder / TILES
+        for folder in reversed(path.relative_to(top).parents):
+            place = top / folder
+            if place == top or place in self._named:
+                continue
+            place.mkdir(mode=0o700, exist_ok=True)
+            touched[place.parent] = None
 
     def _relative(self, path: str | None) -> str:
         return os.path.relpath(path or TILES, self._folder)
