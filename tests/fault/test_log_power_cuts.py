@@ -112,7 +112,7 @@ def kill_then_cut_power(base: Path, steps: Sequence[Step], at: Sequence[int]) ->
         disk = ForgetfulDisk(base)
         for step in steps[: number + 1]:
             disk.follow(step)
-        again = base.with_name(f"again-{number}")
+        again = base.with_name("again")
         disk.after_kill(again)
         disk.at(again)
         disk.follow_all(recorded(again, 24, 10))
@@ -120,6 +120,7 @@ def kill_then_cut_power(base: Path, steps: Sequence[Step], at: Sequence[int]) ->
         disk.after_power_cut(place)
         check(place / "log", disk.said, interruptions=2)
         shutil.rmtree(place)
+        shutil.rmtree(again)
 
 
 def makes_folder(step: Step) -> bool:
