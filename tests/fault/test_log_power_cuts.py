@@ -135,6 +135,7 @@ def test_a_power_cut_after_a_kill(short_run: tuple[Path, list[Step]]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_power_cut_after_a_kill_anywhere(short_run: tuple[Path, list[Step]]) -> None:
     """The same at each new folder, and at 40 other steps."""
     base, steps = short_run
@@ -144,6 +145,7 @@ def test_a_power_cut_after_a_kill_anywhere(short_run: tuple[Path, list[Step]]) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_power_cut_at_every_step(tmp_path: Path) -> None:
     """At every step of a run of 600 entries, each with three fates of what was not synced."""
     base = tmp_path / "disk"
