@@ -117,6 +117,7 @@ class _Scan:
             first = min(filter(None, findings), key=lambda finding: finding.index or 0)
             raise Found(first.index, first.what)
         self.links.open |= chunk.links.open
+        self.links.unsettled |= chunk.links.unsettled
         if chunk.times:
             self.times = (self.times or chunk.times)[0], chunk.times[1]
 

@@ -16,6 +16,9 @@ from ironwork_audit.verify_entry import EntryChecker, Facts
 
 CHUNK_BUNDLES: Final = 64
 CHUNK_ENTRIES: Final = CHUNK_BUNDLES * TILE_WIDTH
+# Reasons of outcomes, see Links.
+_SETTLE: Final = frozenset({"ROW_PRESENT", "ROW_ABSENT"})
+_LEAVE_ROOM: Final = _SETTLE | {"STORE_UNDECIDED"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,18 @@ class Found(Exception):
 
 @dataclass(slots=True)
 class Links:
-    """Intents and outcomes. open: calls by the index of their intent. loose: outcomes whose intent
-    was not seen yet: their index, the intent's index, the call.
+    """Intents and outcomes. open: calls by the index of their intent. unsettled: likewise, calls
+    whose outcome leaves room for another. loose: outcomes whose intent was not seen yet: their
+    index, the intent's index, the call, the reason.
+
+    A call has one outcome. After one that says STORE_UNDECIDED the service looks what the store
+    holds, and puts that on record under the same intent: ROW_PRESENT or ROW_ABSENT. That may be
+    there again, where it was durable although the writer was told that it was not.
     """
 
     open: dict[int, bytes] = field(default_factory=dict)
-    loose: list[tuple[int, int, bytes]] = field(default_factory=list)
+    unsettled: dict[int, bytes] = field(default_factory=dict)
+    loose: list[tuple[int, int, bytes, str]] = field(default_factory=list)
 
     def add(self, index: int, facts: Facts, first: int) -> None:
         """Take one entry. first: where the part of the log that was seen begins. Raises Found."""
@@ -49,13 +58,16 @@ class Links:
             self.open[index] = facts.call
         elif facts.intent_index is not None:
             if facts.intent_index < first:
-                self.loose.append((index, facts.intent_index, facts.call))
+                self.loose.append((index, facts.intent_index, facts.call, facts.reason))
             else:
-                self.settle(index, facts.intent_index, facts.call)
+                self.settle(index, facts.intent_index, facts.call, facts.reason)
 
-    def settle(self, index: int, intent_index: int, call: bytes) -> None:
+    def settle(self, index: int, intent_index: int, call: bytes, reason: str) -> None:
         """An outcome ends its intent. Raises Found where there is no such open intent."""
-        if self.open.pop(intent_index, None) != call:
+        if self.open.pop(intent_index, None) == call:
+            if reason in _LEAVE_ROOM:
+                self.unsettled[intent_index] = call
+        elif reason not in _SETTLE or self.unsettled.get(intent_index) != call:
             raise Found(
                 index,
                 f"its intent_index {intent_index} is not an intent of the same call that has no "

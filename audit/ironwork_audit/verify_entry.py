@@ -22,13 +22,15 @@ from ironwork_audit.parse import NotAnEvent, parse
 
 class Facts(NamedTuple):
     """What an entry says of its place. time_ms: since 1970. call: operation and correlation id,
-    the same for an intent and its outcome. intent_index: of an outcome.
+    the same for an intent and its outcome. intent_index: of an outcome. reason: '' where there is
+    none.
     """
 
     time_ms: int
     call: bytes
     is_intent: bool
     intent_index: int | None
+    reason: str
 
 
 # Printable ASCII that stands in JSON as it is.
@@ -53,8 +55,8 @@ class EntryChecker:
         match = self._match(entry)
         if match is None or (b"sk-ant-" in entry and _CREDENTIAL.search(entry)):
             return self._strictly(entry, index)
-        operation, correlation, sequence, address, time, intent, phase = match.group(
-            "op", "cid", "seq", "ip6", "time", "intent", "phase"
+        operation, correlation, sequence, address, time, intent, phase, reason = match.group(
+            "op", "cid", "seq", "ip6", "time", "intent", "phase", "reason"
         )
         if (
             (intent is not None) is not (phase == b"outcome")
@@ -67,6 +69,7 @@ class EntryChecker:
             operation + b" " + correlation,
             phase == b"intent",
             None if intent is None else int(intent),
+            "" if reason is None else reason.decode(),
         )
 
     def _strictly(self, entry: bytes, index: int) -> Facts:
@@ -79,7 +82,7 @@ class EntryChecker:
         time_ms = json.loads(entry)["time"]
         call = f"{event.operation} {event.correlation_id}".encode()
         outcome = event.intent_index if event.phase == OUTCOME else None
-        return Facts(time_ms, call, event.phase == INTENT, outcome)
+        return Facts(time_ms, call, event.phase == INTENT, outcome, event.reason)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -98,7 +101,7 @@ def _compile(origin: str) -> re.Pattern[bytes]:
     product = re.escape(json.dumps(PRODUCT, sort_keys=True, separators=(",", ":")))
     principal = _text(fields.PRINCIPAL, empty=False)
     parts = [
-        rf'\{{"activity_id":[0-9]{{1,2}},"activity_name":"[A-Za-z]{{1,16}}","actor":\{{(?:'
+        rf'\{{"activity_id":(?:0|[1-9][0-9]?),"activity_name":"[A-Za-z]{{1,16}}","actor":\{{(?:'
         rf'"app_name":"ironwork-server"|"user":\{{"uid":"{principal}"\}})\}},',
         rf'"api":\{{"operation":"(?P<op>{_text(fields.OPERATION)})",',
         r'"service":\{"name":"[A-Za-z0-9.-]{1,64}"\}\},"category_uid":6,"class_uid":6003,',
@@ -112,7 +115,7 @@ def _compile(origin: str) -> re.Pattern[bytes]:
         r'"severity_id":[1-3],"src_endpoint":\{(?:"svc_name":"ironwork-server"',
         rf'|"ip":"(?:{octet}(?:\.{octet}){{3}}|(?P<ip6>[0-9a-f:.]{{2,45}}))","port":{_INT}',
         rf'|"name":"{_text(fields.PEER)}")\}},',
-        rf'"status":"[A-Z][a-z]{{1,15}}",(?:"status_detail":"{_text(fields.REASON)}",)?',
+        rf'"status":"[A-Z][a-z]{{1,15}}",(?:"status_detail":"(?P<reason>{_text(fields.REASON)})",)?',
         rf'"status_id":[0-2],"time":(?P<time>{_TIME}),"type_uid":{_INT},',
         rf'"unmapped":\{{{_unmapped()}\}}\}}',
     ]

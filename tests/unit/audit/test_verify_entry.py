@@ -73,6 +73,7 @@ def strict(entry: bytes, index: int) -> Facts | None:
         f"{event.operation} {event.correlation_id}".encode(),
         event.phase == INTENT,
         event.intent_index,
+        event.reason,
     )
 
 
@@ -122,6 +123,13 @@ def test_values_of_every_detail(name: str, value: str | int) -> None:
     text = f'"{value}"' if isinstance(value, str) else str(value).lower()
     entry = entry.replace(b'"method":"POST"', f'"{name}":{text}'.encode())
     assert quick(entry, 3) == strict(entry, 3)
+
+
+def test_no_number_is_written_in_two_ways() -> None:
+    """A leading zero in the first number, too, is not taken by the quick check."""
+    entry = made_entry(3).replace(b'"activity_id":', b'"activity_id":0', 1)
+    assert quick(entry, 3) is None
+    assert strict(entry, 3) is None
 
 
 def test_calls_take_the_quick_way() -> None:

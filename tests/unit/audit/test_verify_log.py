@@ -299,6 +299,48 @@ def test_outcomes_across_chunks(tmp_path: Path) -> None:
     assert found(tmp_path)[0] == at + 2
 
 
+def settled(index: int, intent: int, reason: str, **changes: object) -> bytes:
+    return rendered(call_event(index, intent, success=False, reason=reason, **changes), index)
+
+
+@pytest.mark.parametrize("at", [4, CHUNK_ENTRIES + 4])
+def test_an_undecided_write_is_settled_by_a_second_outcome(at: int, tmp_path: Path) -> None:
+    """What the store was found to hold stands under the same intent, near or far, also twice."""
+    entries = made_entries(at + 8)
+    entries[2] = settled(2, 1, "STORE_UNDECIDED")
+    # A process that was killed left no outcome: then this is the first.
+    entries[3] = rendered(call_event(3), 3)
+    entries[4] = rendered(call_event(4), 4)
+    entries[at + 1 : at + 5] = [
+        settled(at + 1, 1, "ROW_ABSENT"),
+        settled(at + 2, 1, "ROW_ABSENT"),
+        settled(at + 3, 3, "ROW_PRESENT"),
+        settled(at + 4, 3, "ROW_PRESENT"),
+    ]
+    entries[at + 5 :] = [rendered(call_event(i), i) for i in range(at + 5, at + 8)]
+    write_log(tmp_path, entries)
+    assert judged(tmp_path).finding is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "changes"),
+    [
+        ("", "ROW_ABSENT", {}),
+        ("STORE_UNDECIDED", "STORE_UNDECIDED", {}),
+        ("STORE_UNDECIDED", "", {}),
+        ("STORE_UNDECIDED", "ROW_ABSENT", {"operation": "AddKey"}),
+    ],
+)
+def test_no_other_outcome_is_second(
+    first: str, second: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    """A decided call has one outcome, and an undecided one no other than what settles it."""
+    entries = made_entries(3)
+    entries[2] = settled(2, 1, first)
+    write_log(tmp_path, [*entries, settled(3, 1, second, **changes)])
+    assert found(tmp_path)[0] == 3
+
+
 def test_full_tiles_stand_for_partial_ones(log: Path) -> None:
     """A log that has grown since its checkpoint was read, and deleted partial tiles, verifies."""
     more = [*ENTRIES, *(rendered(call_event(i), i) for i in range(SIZE, 800))]
