@@ -17,5 +17,6 @@ _PARTS = (
     "production",
     "hsmd",
     "hsm_faults",
+    "spied",
 )
 pytest_plugins = [f"fixtures.{part}" for part in _PARTS]

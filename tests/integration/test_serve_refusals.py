@@ -5,13 +5,15 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from fixtures.hsmd import MakeHsmd
 from fixtures.migrated import NewStore
 from fixtures.production import Production
-from fixtures.softhsm import MakeToken
+from fixtures.softhsm import MakeToken, SoftHsm
+from fixtures.spied import spy_module
 from ironwork_audit.log import AppendLog
 from ironwork_audit.tlog import Checkpoint, Signature, format_note
 from ironwork_hsm.pkcs11.softhsm import token_uri
@@ -86,6 +88,24 @@ def test_a_token_without_its_label(ready: Production, refusal: Refusal) -> None:
     uri = ready.token.uri.replace(f"token={ready.token.label}", "serial=1234")
     ready.settings["master_key"] = {"uris": [uri]}
     assert refusal(ready) == "master_key.uris: name the token by its label (token=…) as well."
+
+
+@pytest.mark.parametrize("setting", ["master_key.uris", "audit.signing_key"])
+def test_a_recorder_of_pkcs11_calls(
+    setting: str, ready: Production, refusal: Refusal, softhsm: SoftHsm, tmp_path: Path
+) -> None:
+    """A module that writes down PINs and data keys is not served with, under a link's name neither,
+    for the master key and for the log's.
+    """
+    link = tmp_path / "libhsm.so"
+    link.symlink_to(spy_module())
+    for module in (spy_module(), link):
+        uri = ready.token.uri.replace(quote(str(softhsm.module)), quote(str(module)))
+        if setting == "master_key.uris":
+            ready.settings["master_key"] = {"uris": [uri]}
+        else:
+            ready.settings["audit"]["signing_key"] = uri
+        assert refusal(ready).startswith(f"{setting} names pkcs11-spy, which writes PINs")
 
 
 def test_no_signing_key(ready: Production, refusal: Refusal) -> None:

@@ -20,10 +20,17 @@ def reconcile_hsmd(
 ) -> Result:
     """What the server says it asked for against what the HSM process says it was asked. The
     process's own probes and what it did for other users have no entry in the server's log: the
-    former (no principal) are left out, the latter named.
+    former (no principal) are left out, the latter named. Keys that the process never used are not
+    its: what the server did with them is left out.
     """
     asked = [step for step in process if step.principal and step.operation in {*_BY_CALL, _PROBE}]
-    wanted = [step for step in server if step.operation in {*_BY_CALL, _PROBE}]
+    # The server may use other devices besides, by itself.
+    held = {step.backend for step in process}
+    wanted = [
+        step
+        for step in server
+        if step.operation in {*_BY_CALL, _PROBE} and (step.backend in held or not process)
+    ]
     slots = [_slot(step, number, skew_ms) for number, step in enumerate(wanted)]
     calls = [_call(step) for step in asked]
     matched = match(slots, calls)

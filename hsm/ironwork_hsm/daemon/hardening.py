@@ -27,6 +27,17 @@ def deny_memory_reads() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def refuse_recorder(environ: Mapping[str, str]) -> None:
+    """Raises ConfigurationError where PKCS11SPY is set: no recorder of PKCS#11 calls works without
+    it, and it writes PINs and data keys into a file.
+    """
+    if environ.get("PKCS11SPY"):
+        raise ConfigurationError(
+            "PKCS11SPY is set: it points pkcs11-spy at the HSM, which writes PINs and data keys"
+            " into a file. Unset it and start again."
+        )
+
+
 def end_with_parent(parent: int) -> None:
     """Be killed when the parent process ends, however it ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

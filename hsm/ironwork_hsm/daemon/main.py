@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ironwork_hsm.daemon import logs, settings
-from ironwork_hsm.daemon.hardening import deny_memory_reads, end_with_parent, overwrite_freed
+from ironwork_hsm.daemon.hardening import (
+    deny_memory_reads,
+    end_with_parent,
+    overwrite_freed,
+    refuse_recorder,
+)
 from ironwork_hsm.interface import ConfigurationError, HsmError
 
 
@@ -22,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loaded = settings.load(options.config)
         if options.command == "status":
             return _status(loaded)
+        refuse_recorder(os.environ)
         # A program that was called from another one is not its own to start anew.
         if loaded.overwrite_freed and arguments is None:
             overwrite_freed()

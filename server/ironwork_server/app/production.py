@@ -12,6 +12,8 @@ from ironwork_server.app.devpki import is_dev_ca
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError, refuse_shared_place
 
+# OpenSC's recorder of PKCS#11 calls; under another name it still needs PKCS11SPY, see startup.py.
+_RECORDER = "pkcs11-spy"
 _NOT_IN_PRODUCTION = "; it was made by `ironwork-server dev` and is not for production."
 
 
@@ -70,5 +72,10 @@ def _refuse_dev_tokens(settings: Settings) -> list[Path]:
             raise StartupError(f"{name}: name the token by its label (token=…) as well.")
         if parsed.token.startswith(TOKEN_LABEL):
             raise StartupError(f"{name} names the token {TOKEN_LABEL}{_NOT_IN_PRODUCTION}")
+        if parsed.module_path.resolve().name.startswith(_RECORDER):
+            raise StartupError(
+                f"{name} names pkcs11-spy, which writes PINs and data keys into a file: name the"
+                " HSM's own module."
+            )
         pins.append(parsed.pin_source)
     return pins

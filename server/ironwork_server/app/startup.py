@@ -17,6 +17,7 @@ _REFUSED = {
     "GRPC_SSL_CIPHER_SUITES": "it makes gRPC agree on other ciphers than its own, weak ones too",
     "GOOGLE_SDK_PYTHON_LOGGING_SCOPE": "it makes Google's libraries print data keys",
     "SSLKEYLOGFILE": "it makes TLS write its session keys",
+    "PKCS11SPY": "it points pkcs11-spy at the HSM, which writes PINs and data keys into a file",
     "PYTHONASYNCIODEBUG": "asyncio's debug mode prints what its callbacks hold",
     "PYTHONDEVMODE": "it turns on asyncio's debug mode, which prints what callbacks hold",
 }

@@ -22,6 +22,7 @@ from ironwork_server.app.startup import (
         "GOOGLE_SDK_PYTHON_LOGGING_SCOPE",
         "GRPC_SSL_CIPHER_SUITES",
         "SSLKEYLOGFILE",
+        "PKCS11SPY",
         "PYTHONASYNCIODEBUG",
         "PYTHONDEVMODE",
     ],
