@@ -6,13 +6,17 @@ after its length in 4 bytes big endian: "ironwork-hmac-v1", the salt, what the b
 Blob, 93 bytes:
     0 layout 0x04 · 1..32 salt, random · 33..44 nonce · 45..92 ciphertext and tag
 
-`aes-256-cbc-seed`: a random seed of 32 bytes, encrypted by AES-CBC without padding in the device
-(C_Encrypt) under a random IV. HKDF-SHA256 (RFC 5869) of the seed, without salt, with the fields
-"ironwork-seed-v1" and what the blob is bound to as info, gives 64 bytes: the wrapping key and a
-commitment to it. CBC finds no tampering, so whatever the device decrypts is a seed; the commitment
-and the tag are what reject a wrong one. Blob, 141 bytes:
-    0 layout 0x05 · 1..16 IV · 17..48 encrypted seed · 49..80 commitment · 81..92 nonce ·
-    93..140 ciphertext and tag
+`aes-256-cbc-seed`: a seed of 32 random bytes and 16 zeros, encrypted by AES-CBC without padding in
+the device (C_Encrypt) under a random IV. HKDF-SHA256 (RFC 5869) of the seed, without salt, with the
+fields "ironwork-seed-v1" and what the blob is bound to as info, gives 64 bytes: the wrapping key
+and a commitment to it. CBC finds no tampering; the zeros, the commitment and the tag are what
+reject a wrong seed. Blob, 157 bytes:
+    0 layout 0x05 · 1..16 IV · 17..64 encrypted seed · 65..96 commitment · 97..108 nonce ·
+    109..156 ciphertext and tag
+The zeros are there because one AES key opens blobs of GCM too: whoever knows a data key and its GCM
+blob knows two blocks before and behind AES (counters and key stream), and could choose a seed of
+such blocks and seal what they like under it. For the zeros to come out, AES of the second block
+must be the third, and of no such block is that known.
 
 In both the tag covers what the blob is bound to once more, as associated data. The wrapping key is
 in this process for the moment that the data key is, and opens that one data key only.
@@ -42,7 +46,9 @@ from ironwork_hsm.pkcs11.raw import CKM_AES_CBC, CKM_SHA256_HMAC, copied
 from ironwork_hsm.pkcs11.rung import DeviceKey
 
 _SALT_BYTES = 32
-_SEED_BYTES = 32
+_RANDOM_BYTES = 32
+_ZEROS = bytes(16)
+_SEED_BYTES = _RANDOM_BYTES + len(_ZEROS)
 _CBC_IV_BYTES = 16
 _COMMITMENT_BYTES = 32
 _WRAPPING_KEY_BYTES = 32
@@ -91,6 +97,7 @@ class CbcSeed:
         """See Rung.wrap."""
         iv = os.urandom(_CBC_IV_BYTES)
         seed = random_secret(_SEED_BYTES)
+        seed[_RANDOM_BYTES:] = _ZEROS
         try:
             encrypted = bytes(key.encrypt(CKM_AES_CBC, copied(iv), seed))
             if len(encrypted) != _SEED_BYTES or encrypted == seed:
@@ -119,6 +126,8 @@ class CbcSeed:
         try:
             if len(seed) != _SEED_BYTES:
                 raise Unavailable("The HSM's AES-CBC gave a result of another length.")
+            if not hmac.compare_digest(seed[_RANDOM_BYTES:], _ZEROS):
+                raise _rejected()
             wrapping_key, expected = _expand(seed, bound)
         finally:
             wipe(seed)

@@ -10,9 +10,11 @@ import pytest
 
 from fixtures.softkey import SoftKey
 from ironwork_hsm import BlobRejected, Unavailable
+from ironwork_hsm.pkcs11.derived import _expand, _seal
 from ironwork_hsm.pkcs11.errors import DeviceAnswer, NotOffered
 from ironwork_hsm.pkcs11.gcm import AppendedIv, CallerIv, DeviceIv
 from ironwork_hsm.pkcs11.ladder import RUNGS
+from ironwork_hsm.pkcs11.raw import CKM_AES_CBC, copied
 from ironwork_hsm.pkcs11.rung import Rung, Trial, open_blob, round_trip
 
 VECTORS = json.loads(Path(__file__).with_name("wrap_vectors.json").read_text())["vectors"]
@@ -20,6 +22,10 @@ SECRET = bytes(range(32))
 BOUND = b"bound to this"
 # Those that any device with the mechanism serves; the other two want their device's habit.
 PLAIN = [RUNGS[name] for name in ("aes-256-gcm", "hmac-sha256-derive", "aes-256-cbc-seed")]
+
+
+def _xor(left: bytes, right: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(left, right, strict=True))
 
 
 def named(rung: Rung) -> str:
@@ -220,6 +226,28 @@ def test_a_seed_of_another_length_is_the_devices_fault() -> None:
     key.result = lambda result: result[:31]
     with pytest.raises(Unavailable):
         opened(rung, key, blob, BOUND)
+
+
+def test_a_known_gcm_blob_makes_no_cbc_blob() -> None:
+    """Who knows a data key and its GCM blob cannot make a CBC blob that the same key opens."""
+    key, cbc = SoftKey(SECRET), RUNGS["aes-256-cbc-seed"]
+    data_key = os.urandom(32)
+    known = CallerIv().wrap(key, bytearray(data_key), BOUND)
+    iv, sealed = known[1:13], known[13:45]
+    # AES of the counters 2 and 3 (NIST SP 800-38D section 7.1) is the key stream.
+    stream = _xor(sealed, data_key)
+    first, second = stream[:16], stream[16:]
+    chosen = os.urandom(16)
+    seed = _xor(iv + b"\0\0\0\2", chosen) + _xor(iv + b"\0\0\0\3", first)
+    # A third block of either would be its counter after CBC's own exclusive or.
+    for third, counter in ((first, b"\0\0\0\2"), (second, b"\0\0\0\3")):
+        whole = bytearray(seed + _xor(iv + counter, second))
+        wrapping_key, commitment = _expand(whole, b"another context")
+        evil = _seal(wrapping_key, bytearray(32), b"another context")
+        blob = b"\5" + chosen + first + second + third + commitment + evil
+        assert key.decrypt(CKM_AES_CBC, copied(chosen), bytearray(blob[17:65])) == whole
+        with pytest.raises(BlobRejected):
+            opened(cbc, key, blob, b"another context")
 
 
 @pytest.mark.parametrize("rung", PLAIN, ids=named)
