@@ -60,6 +60,8 @@ BY_OPERATION: Final[Mapping[str, Kind]] = {
     "ReadAudit": _rpc(_READ, AUDIT_SERVICE),
     "hsm.generate": _rpc(_CREATE, "ironwork-hsm"),
     "hsm.destroy": _rpc(_DELETE, "ironwork-hsm"),
+    "master_key.switch": _rpc(_UPDATE, SERVER),
+    "master_key.retire": _rpc(_UPDATE, SERVER),
 }
 
 # By the part of the name before the first dot.

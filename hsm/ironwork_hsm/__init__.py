@@ -18,6 +18,7 @@ from ironwork_hsm.interface import (
     SignatureAlgorithm,
     Signer,
     Unavailable,
+    VersionChooser,
     VersionDestroyer,
     WrappedKey,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "SignatureAlgorithm",
     "Signer",
     "Unavailable",
+    "VersionChooser",
     "VersionDestroyer",
     "WrappedKey",
     "open_backend",

@@ -150,6 +150,18 @@ class KeyCreator(Protocol):
 
 
 @runtime_checkable
+class VersionChooser(Protocol):
+    """A backend whose caller decides which version wraps. Found by isinstance. Until the first
+    choice it is the newest that the backend has seen.
+    """
+
+    async def choose_version(self, version: int) -> None:
+        """Wrap with this version from now on, also when newer ones appear. Raises KeyMissing,
+        Unavailable, and then wrap goes on as before.
+        """
+
+
+@runtime_checkable
 class VersionDestroyer(Protocol):
     """A backend that can destroy versions of the master key. Found by isinstance."""
 

@@ -241,6 +241,11 @@ def _pin_source(text: str | None) -> Path:
             "PKCS#11 URI: `pin-source` is missing; name the file that holds the PIN: "
             "pin-source=file:/path/to/it"
         )
+    return pin_source(text)
+
+
+def pin_source(text: str) -> Path:
+    """The file of a `pin-source` (RFC 7512 section 2.3). Raises ConfigurationError."""
     if not text.startswith("file:"):
         raise ConfigurationError("PKCS#11 URI: `pin-source` must be file:/path/to/the/pin.")
     path = text.removeprefix("file:")

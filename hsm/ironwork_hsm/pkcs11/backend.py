@@ -24,6 +24,7 @@ from ironwork_hsm.pkcs11.blob import (
     associated_data,
     wipe,
 )
+from ironwork_hsm.pkcs11.destroy import destroy
 from ironwork_hsm.pkcs11.errors import translate
 from ironwork_hsm.pkcs11.keys import KeyKind, MasterKey, find_keys, generate_key
 from ironwork_hsm.pkcs11.ladder import RUNGS, Ladder
@@ -33,7 +34,7 @@ from ironwork_hsm.pkcs11.raw import RawKey
 from ironwork_hsm.pkcs11.recovery import Seat
 from ironwork_hsm.pkcs11.rung import Rung, Trial
 from ironwork_hsm.settle import settle
-from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
+from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri, pin_source
 
 Result = TypeVar("Result")
 
@@ -66,7 +67,7 @@ class _Lane:
         self.keys = find_keys(self.seat.session, self.label)
         return self.keys
 
-    def key(self, version: int, kind: KeyKind) -> RawKey:
+    def master(self, version: int) -> MasterKey:
         """Searches once where it is unknown, since another process may have made it."""
         master = self.keys.get(version) or self.search().get(version)
         if master is None:
@@ -74,6 +75,11 @@ class _Lane:
                 # Private objects are not there for whoever is not logged in.
                 raise Unavailable("The login at the token was lost.")
             raise KeyMissing(f"The token holds no version {version} of `{self.label}`.")
+        return master
+
+    def key(self, version: int, kind: KeyKind) -> RawKey:
+        """The version as this session's operations take it."""
+        master = self.master(version)
         if master.kind is not kind:
             raise BlobRejected("The wrapped key was made by another kind of master key.")
         return RawKey(self.seat.module.functions, self.seat.session.handle, master.handle)
@@ -86,28 +92,25 @@ class _Lane:
 
 
 class Pkcs11KeyWrapper:
-    """Implements KeyWrapper, KeyCreator and Recoverable. Made by open_pkcs11."""
+    """Implements KeyWrapper, KeyCreator, VersionChooser, VersionDestroyer and Recoverable. Made by
+    open_pkcs11.
+    """
 
     def __init__(self, uri: Pkcs11Uri, options: BackendOptions) -> None:
         self._uri = uri
         self._name = uri.name
         self._options = options
-        # The greatest version known and its kind of key; the version only grows. Written by the
-        # loop's thread alone, as is the ladder.
+        # The version that wraps and its kind of key: the greatest known, until one is chosen.
+        # Written by the loop's thread alone, as is the ladder.
         self._current = 0
         self._kind = KeyKind.AES
+        self._chosen = False
         self._ladder = Ladder(uri.mechanism)
         # Held by the lane that generates a key.
         self._creating = threading.Lock()
         # Set by the first lane; None until the module is loaded.
         self._module: Module | None = None
-        self._lanes: Lanes[_Lane] = Lanes(
-            setup=self._open_lane,
-            teardown=_close_lane,
-            translate=translate,
-            count=options.lanes,
-            capacity=options.queue,
-        )
+        self._lanes = self._new_lanes()
         # Its thread restarts the module; the others may hang in it.
         self._restarter: Lanes[None] = Lanes(
             setup=lambda: None, teardown=keep, translate=translate, count=1, capacity=1
@@ -217,6 +220,28 @@ class Pkcs11KeyWrapper:
         self._learn(created)
         return created.description
 
+    async def choose_version(self, version: int) -> None:
+        """See VersionChooser.choose_version."""
+        if self._chosen and version == self._current:
+            return
+        found = await self._run(lambda lane: lane.master(version))
+        self._current, self._kind, self._chosen = version, found.kind, True
+
+    async def destroy_version(self, version: int, *, admin_pin_source: str) -> None:
+        """See VersionDestroyer.destroy_version, and destroy.py for what the device enforces. No
+        other operation may be under way, nor anything else of this process use the token.
+        """
+        if version == self.current_version:
+            raise ConfigurationError(f"Version {version} wraps; it is not destroyed.")
+        admin_pin = pin_source(admin_pin_source)
+        # The token takes the security officer only while this process has no session there.
+        await self._lanes.close(deadline_s=self._options.deadline_s)
+        try:
+            await destroy(self._uri, version, admin_pin, deadline_s=self._options.slow_deadline_s)
+        finally:
+            self._lanes = self._new_lanes()
+            await self._lanes.start(deadline_s=self._options.slow_deadline_s)
+
     async def close(self) -> None:
         """End the lanes and leave the token. A second call does nothing. Never raises HsmError."""
         if self._module is not None and self._module.is_foreign():
@@ -245,8 +270,17 @@ class Pkcs11KeyWrapper:
         )
 
     def _learn(self, found: MasterKey) -> None:
-        if found.description.version > self._current:
+        if not self._chosen and found.description.version > self._current:
             self._current, self._kind = found.description.version, found.kind
+
+    def _new_lanes(self) -> Lanes[_Lane]:
+        return Lanes(
+            setup=self._open_lane,
+            teardown=_close_lane,
+            translate=translate,
+            count=self._options.lanes,
+            capacity=self._options.queue,
+        )
 
     def _open_lane(self) -> _Lane:
         """In the lane's thread; the first one initialises the module and logs in."""

@@ -31,7 +31,8 @@ from ironwork_hsm.pkcs11.recovery import Turnstile
 
 SUPPORTED_VERSION = "0.10.1"
 _CKF_OS_LOCKING_OK = 0x00000002
-_CKU_USER = 1
+CKU_SO = 0
+CKU_USER = 1
 _WITHOUT_LOCKING = (
     "The PKCS#11 module {path} was initialised by other code in this process, without thread "
     "locking; calls from several threads would crash it. Let only Ironwork open it."
@@ -164,14 +165,14 @@ class Module:
         """Whether this process was forked off since the module was initialised."""
         return os.getpid() != self.pid
 
-    def login(self, session_handle: int, pin: bytearray) -> None:
-        """C_Login as the normal user, straight from the caller's buffer.
+    def login(self, session_handle: int, pin: bytearray, user: int = CKU_USER) -> None:
+        """C_Login as the normal user or CKU_SO, straight from the caller's buffer.
 
         Not by python-pkcs11, which makes copies of the PIN that nobody can wipe and leaks the
         session when the PIN is refused. Raises PinRefused, ConfigurationError, Unavailable.
         """
         buffer = (ctypes.c_char * len(pin)).from_buffer(pin)
-        code = self.functions.C_Login(session_handle, _CKU_USER, ctypes.addressof(buffer), len(pin))
+        code = self.functions.C_Login(session_handle, user, ctypes.addressof(buffer), len(pin))
         if code != CKR_OK:
             raise login_failure(code)
 

@@ -118,6 +118,9 @@ class MeteredStore:
     async def create_pepper(self, wrapped: WrappedKey) -> WrappedKey:
         return await self._told("create_pepper", self._store.create_pepper(wrapped))
 
+    async def switched_version(self, backend: str) -> int | None:
+        return await self._told("switched_version", self._store.switched_version(backend))
+
     async def check(self) -> None:
         await self._told("check", self._store.check())
 

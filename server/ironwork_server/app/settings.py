@@ -103,10 +103,12 @@ class Store(_Section):
 
 class Audit(_Section):
     """origin: the log's name, stable for the life of the folder. signing_key: the URI of the key
-    that signs its checkpoints, in a token and under a PIN of its own.
+    that signs its checkpoints, in a token and under a PIN of its own. commands_folder: the log of
+    operators' commands, which run beside a server that holds its own.
     """
 
     folder: PathName
+    commands_folder: PathName | None = None
     signing_key: str | None = None
     origin: str = Field(pattern=r"^[a-z0-9][a-z0-9./_-]{0,127}$")
 

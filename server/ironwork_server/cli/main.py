@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_dev(commands.add_parser("dev", help="run everything embedded, for hand use and tests"))
     _add_serve(commands.add_parser("serve", help="run the service"))
-    _add_master_key(commands.add_parser("master-key", help="create or list master-key versions"))
+    _add_master_key(
+        commands.add_parser("master-key", help="create, list, rotate or retire master-key versions")
+    )
     _add_audit_key(
         commands.add_parser("audit-key", help="create or show the key that signs the audit log")
     )
@@ -96,6 +98,34 @@ def _add_master_key(parser: argparse.ArgumentParser) -> None:
         _add_config(sub)
         sub.add_argument("--json", action="store_true")
         sub.set_defaults(command=command)
+    rotate = commands.add_parser("rotate", help="make the next version and wrap with it")
+    _add_config(rotate)
+    rotate.set_defaults(command=_master_key_rotate)
+    rewrap = commands.add_parser("rewrap", help="move every key under the current version")
+    _add_config(rewrap)
+    rewrap.add_argument(
+        "--rate", type=_rate, default=500.0, help="keys a second, at most (%(default)g)"
+    )
+    rewrap.set_defaults(command=_master_key_rewrap)
+    retire = commands.add_parser("retire", help="take nothing under a version any more")
+    _add_config(retire)
+    retire.add_argument("version", type=int)
+    retire.add_argument("--backend", help="as `list` names it; default: the first URI's")
+    retire.add_argument("--destroy", action="store_true", help="destroy it in its device, for good")
+    retire.add_argument(
+        "--admin-pin-source",
+        default="",
+        metavar="file:PATH",
+        help="the PIN of the token's security officer, for --destroy; none for a cloud KMS",
+    )
+    retire.set_defaults(command=_master_key_retire)
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0.1 <= rate <= 1_000_000:
+        raise argparse.ArgumentTypeError("from 0.1 to 1000000")
+    return rate
 
 
 def _add_audit_key(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +216,30 @@ def _audit_key_show(options: argparse.Namespace) -> int:
     from ironwork_server.cli.audit_key import show
 
     return show(options.config)
+
+
+def _master_key_rotate(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.master_key import rotate
+
+    return rotate(options.config)
+
+
+def _master_key_rewrap(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.master_key import rewrap
+
+    return rewrap(options.config, rate=options.rate)
+
+
+def _master_key_retire(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.master_key import retire
+
+    return retire(
+        options.config,
+        options.version,
+        backend=options.backend,
+        destroy=options.destroy,
+        admin_pin_source=options.admin_pin_source,
+    )
 
 
 def _db_upgrade(options: argparse.Namespace) -> int:

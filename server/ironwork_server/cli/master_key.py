@@ -1,4 +1,4 @@
-"""`ironwork-server master-key create|list`."""
+"""`ironwork-server master-key create|list|rotate|rewrap|retire`."""
 
 import asyncio
 import json
@@ -7,12 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from ironwork_hsm import KeyVersion
 from ironwork_server.app import master_key
+from ironwork_server.app.master_key import ListedVersion
+from ironwork_server.app.operator import commands_folder, commands_origin, principal
 from ironwork_server.app.startup import StartupError, refuse_speaking_environment
 from ironwork_server.cli.config import settings_from
+from ironwork_server.custody.rewrap import Report
 
 
 def create(config: Path | None, *, as_json: bool) -> int:
@@ -22,40 +26,132 @@ def create(config: Path | None, *, as_json: bool) -> int:
     version, made = asyncio.run(
         master_key.create_first(
             settings.master_key.uris[0],
-            audit=settings.audit.folder,
-            origin=settings.audit.origin,
+            audit=commands_folder(settings),
+            origin=commands_origin(settings),
+            principal=principal(),
         )
     )
     if not made:
         raise StartupError("The HSM holds this master key already; nothing was changed.")
-    _show([version], as_json=as_json)
+    _show_created(version, as_json=as_json)
     return 0
 
 
 def list_versions(config: Path | None, *, as_json: bool) -> int:
-    """List every version that the first URI's HSM holds."""
+    """List every version of every URI, and what the store has under it."""
     refuse_speaking_environment()
-    uri = settings_from(config).master_key.uris[0]
-    _show(asyncio.run(master_key.list_versions(uri)), as_json=as_json)
+    _show(asyncio.run(master_key.list_versions(settings_from(config))), as_json=as_json)
     return 0
 
 
-def _show(versions: Sequence[KeyVersion], *, as_json: bool) -> None:
+def rotate(config: Path | None) -> int:
+    """Make the next version, prove it, and wrap with it from now on."""
+    refuse_speaking_environment()
+    version = asyncio.run(master_key.rotate(settings_from(config)))
+    _say(f"version {version} wraps new keys from now on; move the others with: rewrap")
+    return 0
+
+
+def rewrap(config: Path | None, *, rate: float) -> int:
+    """Move everything under the current version; 1 where something could not be moved."""
+    refuse_speaking_environment()
+    settings = settings_from(config)
+    bar = Progress(
+        "rewrap", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("rewrap", total=None)
+        report = asyncio.run(
+            master_key.rewrap(
+                settings,
+                rate=rate,
+                begin=lambda rows: bar.update(task, total=rows),
+                progress=lambda rows: bar.advance(task, rows),
+            )
+        )
+    return _tell(report)
+
+
+def retire(
+    config: Path | None,
+    version: int,
+    *,
+    backend: str | None,
+    destroy: bool,
+    admin_pin_source: str,
+) -> int:
+    """Take nothing under this version any more; destroy it, if asked."""
+    refuse_speaking_environment()
+    asyncio.run(
+        master_key.retire(
+            settings_from(config),
+            version,
+            backend=backend,
+            destroy=destroy,
+            admin_pin_source=admin_pin_source,
+        )
+    )
+    _say(f"version {version} is {'destroyed' if destroy else 'retired'}")
+    return 0
+
+
+def _tell(report: Report) -> int:
+    pepper = ", and the pepper" if report.pepper_moved else ""
+    _say(f"moved {report.moved} keys{pepper}; {report.overtaken} were changed or deleted meanwhile")
+    for reason, count in sorted(report.failed.items()):
+        _say(f"not moved: {count} ({reason})")
+    for name in report.examples:
+        _say(f"  {name}")
+    return 1 if report.failed else 0
+
+
+def _show(versions: Sequence[ListedVersion], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([asdict(version) for version in versions]))  # noqa: T201  the answer
+        _say(json.dumps([asdict(version) for version in versions]))
         return
-    table = Table("version", "label", "sensitive", "extractable", "never extractable", "local")
+    # A backend's name is long, so it stands above its versions and not beside each.
+    for backend in dict.fromkeys(version.backend for version in versions):
+        _say(backend)
+        _show_versions([version for version in versions if version.backend == backend])
+
+
+def _show_versions(versions: Sequence[ListedVersion]) -> None:
+    columns = ("version", "label", "sensitive", "extractable", "never extractable", "local")
+    table = Table(*columns, "state", "keys")
     for version in versions:
         table.add_row(
             str(version.version),
-            version.label,
+            version.label or "not in the HSM",
             _word(version.sensitive),
             _word(version.extractable),
             _word(version.never_extractable),
             _word(version.local),
+            "current" if version.current else "retired" if version.retired else "",
+            _keys(version),
         )
     Console().print(table)
 
 
-def _word(value: bool) -> str:
-    return "yes" if value else "no"
+def _show_created(version: KeyVersion, *, as_json: bool) -> None:
+    if as_json:
+        _say(json.dumps([asdict(version)]))
+        return
+    table = Table("version", "label", "sensitive", "extractable", "never extractable", "local")
+    flags = (version.sensitive, version.extractable, version.never_extractable, version.local)
+    table.add_row(str(version.version), version.label, *map(_word, flags))
+    Console().print(table)
+
+
+def _keys(version: ListedVersion) -> str:
+    if version.rows is None:
+        return "-"
+    return f"{version.rows} + pepper" if version.pepper else str(version.rows)
+
+
+def _word(value: bool | None) -> str:
+    return "-" if value is None else "yes" if value else "no"
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201  the answer

@@ -22,7 +22,10 @@ from ironwork_server.core.values import (
     Replay,
     ScreenedRequest,
     StoredKey,
+    Swap,
     Validation,
+    WrappedRow,
+    Wrapping,
 )
 
 # --- store -------------------------------------------------------------------------------------
@@ -121,10 +124,50 @@ class KeyStore(Protocol):
     async def create_pepper(self, wrapped: WrappedKey) -> WrappedKey:
         """Keep it if there is none; return the one that is kept (another process may be first)."""
 
+    async def switched_version(self, backend: str) -> int | None:
+        """The version of this master key to wrap with; None where none was ever switched on. Read
+        before each wrap, so that a rotation holds for every process at once.
+        """
+
     async def check(self) -> None:
         """A cheap read that shows that the store answers; for health."""
 
     async def close(self) -> None: ...
+
+
+class WrapStore(Protocol):
+    """Which master key wraps what, for the operator's commands. Safe beside serving processes."""
+
+    async def pepper(self) -> WrappedKey | None: ...
+
+    async def switched_version(self, backend: str) -> int | None: ...
+
+    async def wrappings(self) -> Sequence[Wrapping]:
+        """Every version that wraps something, is switched on or was retired."""
+
+    async def wrapped_elsewhere(
+        self, backend: str, version: int, *, after_sequence: int, limit: int
+    ) -> Sequence[WrappedRow]:
+        """At most limit rows that this version does not wrap, with a greater sequence, in order."""
+
+    async def swap(self, swaps: Sequence[Swap]) -> Sequence[bool]:
+        """Compare and swap, all in one transaction; whether each was done. A row that was deleted,
+        or that has another wrapped key by now, stays as it is. Raises Unavailable
+        (MASTER_KEY_VERSION_RETIRED), and then nothing was done.
+        """
+
+    async def swap_pepper(self, old: WrappedKey, new: WrappedKey) -> bool:
+        """The same for the pepper."""
+
+    async def switch_on(self, backend: str, version: int) -> None:
+        """Wrap with this version from now on, in every process. Raises Unavailable
+        (MASTER_KEY_VERSION_RETIRED).
+        """
+
+    async def retire(self, backend: str, version: int) -> Wrapping:
+        """Take nothing under this version ever again; unless it wraps something, which the answer
+        says, and then nothing was done. One transaction with that look.
+        """
 
 
 # --- upstream ----------------------------------------------------------------------------------

@@ -66,6 +66,43 @@ class SealedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class WrappedRow:
+    """What wraps a row's data key, and what it is bound to; without the sealed key itself, which
+    moving to another master key never needs. created_at is UTC with microseconds.
+    """
+
+    workspace: str
+    key_id: str
+    sequence: int
+    created_at: datetime
+    format: int
+    wrapped: WrappedKey
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Put `new` in place of `old`, if `old` is what this row still has."""
+
+    sequence: int
+    old: WrappedKey
+    new: WrappedKey
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapping:
+    """One version of a master key as the store knows it. rows: data keys that it wraps. pepper:
+    whether it wraps the pepper too.
+    """
+
+    backend: str
+    version: int
+    rows: int = 0
+    pepper: bool = False
+    switched_on: bool = False
+    retired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StoredKey:
     """A row of the store. Times are UTC with microseconds. sequence is the store's own, growing."""
 

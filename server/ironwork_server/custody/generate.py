@@ -8,50 +8,24 @@ from typing import Any
 from ironwork_hsm import HsmError, KeyCreator, KeyVersion, Signer
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, AuditReference, Phase
+from ironwork_server.custody.operator_records import Operation, OperatorRecords, recorded
 from ironwork_server.custody.vault import map_hsm_error
 
 
-async def generate_master_key(backend: str, creator: KeyCreator, journal: Journal) -> KeyVersion:
+async def generate_master_key(
+    backend: str, creator: KeyCreator, records: OperatorRecords
+) -> KeyVersion:
     """Generate the next version; the intent is durable before the HSM acts. backend: its name.
 
     Errors: HsmError, Unavailable (the log cannot be written; where it is the outcome that cannot,
     the version is there all the same).
     """
-    correlation_id = str(uuid.uuid4())
-    (intent,) = await journal.append(
-        AuditEvent(
-            phase=Phase.INTENT,
-            operation="hsm.generate",
-            correlation_id=correlation_id,
-            time=datetime.now(UTC),
-            details={"backend": backend},
-        )
+    return await recorded(
+        records,
+        Operation("hsm.generate", {"backend": backend}),
+        creator.create_version,
+        lambda made: {"master_key_version": made.version},
     )
-
-    async def outcome(*, success: bool, reason: str = "", version: int | None = None) -> None:
-        details: dict[str, str | int] = {"backend": backend}
-        if version is not None:
-            details["master_key_version"] = version
-        await journal.append(
-            AuditEvent(
-                phase=Phase.OUTCOME,
-                operation="hsm.generate",
-                correlation_id=correlation_id,
-                time=datetime.now(UTC),
-                success=success,
-                reason=reason,
-                intent_index=intent.index,
-                details=details,
-            )
-        )
-
-    try:
-        made = await creator.create_version()
-    except HsmError as error:
-        await outcome(success=False, reason=map_hsm_error(error).reason)
-        raise
-    await outcome(success=True, version=made.version)
-    return made
 
 
 async def generate_signing_key(create: Callable[[], Awaitable[Signer]], journal: Journal) -> Signer:

@@ -35,6 +35,7 @@ from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import Action, Phase, SealedKey, StoredKey
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.uninterrupted import checkpoint
+from ironwork_server.custody.versions import follow
 
 HSM_RETRY_S = 5.0
 BUSY_RETRY_S = 1.0
@@ -110,6 +111,10 @@ class Vault:
         self, permit: Permit, data_key: bytearray, context: bytes, key_id: str
     ) -> WrappedKey:
         wrapper = self._wrapping
+        try:
+            await follow(wrapper, self._store)
+        except HsmError as error:
+            raise map_hsm_error(error) from None
         async with self._recorded(
             permit,
             "hsm.wrap",

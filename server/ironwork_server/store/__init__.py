@@ -13,6 +13,7 @@ from ironwork_server.store.errors import (
     StoreUnavailable,
     StoreUndecided,
     TraceRemains,
+    VersionRetired,
 )
 from ironwork_server.store.ids import KeyId, key_ids
 from ironwork_server.store.interface import DEV, Store
@@ -38,6 +39,7 @@ __all__ = [
     "StoreUnavailable",
     "StoreUndecided",
     "TraceRemains",
+    "VersionRetired",
     "key_ids",
     "mark",
     "marker",

@@ -8,6 +8,8 @@ core.errors.Unavailable, reason STORE_UNAVAILABLE (StoreUndecided: STORE_UNDECID
 ├── StoreFailed      the device or the driver reported anything else
 ├── StoreUndecided   a write that had begun did not end in time, or the device failed in it
 └── TraceRemains     a row is deleted, but its bytes are not yet out of the store's files
+core.errors.Unavailable, reason MASTER_KEY_VERSION_RETIRED
+└── VersionRetired   nothing may be wrapped by this version any more
 core.errors.DataLoss, reason STORE_CORRUPT
 └── StoreCorrupt     what is in the file is no database, or a damaged one
 core.errors.PreconditionFailed
@@ -81,6 +83,17 @@ class TraceRemains(StoreUnavailable):
         "A deleted key's bytes are not out of the database's files yet, since a reader holds"
         " them or the disk is full: repeat the deletion."
     )
+
+
+class VersionRetired(Unavailable):
+    """The process that wrapped had read which version to use before that one was retired."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The master-key version that this was wrapped with has just been retired; try again.",
+            reason="MASTER_KEY_VERSION_RETIRED",
+            retry_after_s=1.0,
+        )
 
 
 class StoreCorrupt(DataLoss):

@@ -80,6 +80,15 @@ organizations = sa.Table(
     sa.Column("organization_id", sa.Text, nullable=False),
 )
 
+# Versions of master keys: switched on (one of each backend at most), or retired.
+master_keys = sa.Table(
+    "master_keys",
+    metadata,
+    sa.Column("backend", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("state", sa.Text, nullable=False),
+)
+
 # `sequence`: the last number given out. `deleted`: how many rows were destroyed; `erased`: up to
 # which of them the files hold no trace (SQLite; see erasure.py).
 counters = sa.Table(

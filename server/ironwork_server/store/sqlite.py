@@ -14,8 +14,15 @@ import sqlalchemy as sa
 from ironwork_hsm import WrappedKey
 from ironwork_server.core.errors import InvalidRequest
 from ironwork_server.core.ports import AlreadyAnswered
-from ironwork_server.core.values import KeyState, Replay, StoredKey
-from ironwork_server.store import transactions
+from ironwork_server.core.values import (
+    KeyState,
+    Replay,
+    StoredKey,
+    Swap,
+    WrappedRow,
+    Wrapping,
+)
+from ironwork_server.store import rewrapping, transactions
 from ironwork_server.store.connection import DatabaseFile, Session, make_private
 from ironwork_server.store.erasure import erase
 from ironwork_server.store.errors import StoreBusy, TraceRemains, seam
@@ -221,6 +228,33 @@ class SqliteStore:
 
     async def create_pepper(self, wrapped: WrappedKey) -> WrappedKey:
         return await self._write(lambda connection: transactions.create_pepper(connection, wrapped))
+
+    async def switched_version(self, backend: str) -> int | None:
+        return await self._read(lambda connection: rewrapping.switched_version(connection, backend))
+
+    async def wrappings(self) -> Sequence[Wrapping]:
+        return await self._read(rewrapping.wrappings)
+
+    async def wrapped_elsewhere(
+        self, backend: str, version: int, *, after_sequence: int, limit: int
+    ) -> Sequence[WrappedRow]:
+        return await self._read(
+            lambda connection: rewrapping.wrapped_elsewhere(
+                connection, backend, version, after_sequence, limit
+            )
+        )
+
+    async def swap(self, swaps: Sequence[Swap]) -> Sequence[bool]:
+        return await self._write(lambda connection: rewrapping.swap(connection, swaps))
+
+    async def swap_pepper(self, old: WrappedKey, new: WrappedKey) -> bool:
+        return await self._write(lambda connection: rewrapping.swap_pepper(connection, old, new))
+
+    async def switch_on(self, backend: str, version: int) -> None:
+        await self._write(lambda connection: rewrapping.switch_on(connection, backend, version))
+
+    async def retire(self, backend: str, version: int) -> Wrapping:
+        return await self._write(lambda connection: rewrapping.retire(connection, backend, version))
 
     async def check(self) -> None:
         await self._read(lambda connection: transactions.counter(connection, "sequence"))

@@ -20,6 +20,7 @@ from ironwork_server.core.ports import (
 )
 from ironwork_server.core.values import KeyState, Replay, StoredKey
 from ironwork_server.store.errors import StoreCorrupt
+from ironwork_server.store.rewrapping import refuse_retired
 from ironwork_server.store.rows import (
     key_row,
     micros,
@@ -154,6 +155,7 @@ def add(
         raise TooManyKeys
     if key.organization_id and not allow_different_organization:
         _refuse_other_organization(connection, key)
+    refuse_retired(connection, key.sealed.wrapped)
     connection.execute(sa.insert(keys), key_row(key))
     if key.organization_id:
         _remember_organization(connection, key)
@@ -216,6 +218,7 @@ def create_pepper(connection: sa.Connection, wrapped: WrappedKey) -> WrappedKey:
     kept = kept_pepper(connection)
     if kept is not None:
         return kept
+    refuse_retired(connection, wrapped)
     connection.execute(sa.insert(pepper), {"id": 1, **wrapped_row(wrapped)})
     return wrapped
 

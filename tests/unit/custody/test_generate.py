@@ -9,6 +9,7 @@ from fixtures.journal_events import entries
 from ironwork_hsm import HsmError, KeyVersion, PinRefused
 from ironwork_server.core.errors import Unavailable
 from ironwork_server.custody.generate import generate_master_key
+from ironwork_server.custody.operator_records import OperatorRecords
 from ironwork_server.journal import FileJournal
 
 VERSION = KeyVersion(
@@ -42,7 +43,10 @@ async def journal(tmp_path: Path) -> AsyncIterator[FileJournal]:
 async def test_a_generated_key_is_recorded(journal: FileJournal, tmp_path: Path) -> None:
     """The intent is durable before the device acts; the outcome names the version."""
     creator = Creator(tmp_path / "audit")
-    assert await generate_master_key("pkcs11:token=t", creator, journal) == VERSION
+    assert (
+        await generate_master_key("pkcs11:token=t", creator, OperatorRecords(journal, ""))
+        == VERSION
+    )
     assert creator.recorded == ["intent"]
     intent, outcome = entries(tmp_path / "audit")
     assert intent.event.details == {"backend": "pkcs11:token=t"}
@@ -55,7 +59,7 @@ async def test_a_failed_generation_is_recorded(journal: FileJournal, tmp_path: P
     """A device that refuses leaves an outcome with the reason, and its own error."""
     creator = Creator(tmp_path / "audit", PinRefused("no"))
     with pytest.raises(PinRefused):
-        await generate_master_key("pkcs11:token=t", creator, journal)
+        await generate_master_key("pkcs11:token=t", creator, OperatorRecords(journal, ""))
     _, outcome = entries(tmp_path / "audit")
     assert (outcome.event.success, outcome.event.reason) == (False, "MASTER_KEY_PIN_REFUSED")
 
@@ -65,5 +69,5 @@ async def test_without_its_record_no_key_is_made(journal: FileJournal, tmp_path:
     creator = Creator(tmp_path / "audit")
     await journal.close()
     with pytest.raises(Unavailable):
-        await generate_master_key("pkcs11:token=t", creator, journal)
+        await generate_master_key("pkcs11:token=t", creator, OperatorRecords(journal, ""))
     assert creator.recorded is None

@@ -1,0 +1,245 @@
+"""Moving every data key under the version that wraps now, while servers serve (ADR 0022).
+
+Only the outer layer is touched: a data key is unwrapped and wrapped again, and nothing here ever
+has the sealed key in its hands. Where it stands is in the rows themselves, so a run that was killed
+is simply run again. Each row is changed by compare and swap.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ironwork_hsm import (
+    BlobRejected,
+    HsmError,
+    KeyMissing,
+    KeyWrapper,
+    WrappedKey,
+)
+from ironwork_server.core.envelope import Binding, pepper_context, wipe, wrap_context
+from ironwork_server.core.ports import WrapStore
+from ironwork_server.core.values import AuditReference, Swap, WrappedRow
+from ironwork_server.custody.operator_records import (
+    Details,
+    Operation,
+    OperatorRecords,
+    Outcome,
+    prove,
+)
+from ironwork_server.custody.vault import map_hsm_error
+from ironwork_server.custody.versions import follow
+
+# Rows that are under way at once: two records for each fit one append of the log.
+BATCH = 32
+NOT_CONFIGURED = "MASTER_KEY_NOT_CONFIGURED"
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did. overtaken: rows that were deleted, or moved by another, meanwhile. failed:
+    why rows, or the pepper, stay as they are. examples: the first of their names.
+    """
+
+    moved: int = 0
+    overtaken: int = 0
+    pepper_moved: bool = False
+    failed: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def fail(self, reason: str, name: str) -> None:
+        """Count it; ten names are enough to look for the rest."""
+        self.failed[reason] += 1
+        if len(self.examples) < 10:
+            self.examples.append(name)
+
+
+@dataclass(slots=True)
+class _Item:
+    """One data key (or the pepper) on its way."""
+
+    name: str
+    workspace: str
+    key_id: str
+    wrapped: WrappedKey
+    context: bytes
+    unwrapping: Operation
+    data_key: bytearray = field(default_factory=bytearray)
+    new: WrappedKey | None = None
+    fault: HsmError | None = None
+    reason: str = ""
+
+
+class Rewrapper:
+    """rate: rows a second, at most. progress: told how many rows were looked at."""
+
+    def __init__(
+        self,
+        wrappers: Sequence[KeyWrapper],
+        store: WrapStore,
+        records: OperatorRecords,
+        *,
+        rate: float,
+        progress: Callable[[int], None] = lambda rows: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._to = wrappers[0]
+        self._by_name: Mapping[str, KeyWrapper] = {each.name: each for each in wrappers}
+        self._store = store
+        self._records = records
+        self._rate = rate
+        self._progress = progress
+        self._sleep = sleep
+
+    async def target(self) -> tuple[str, int]:
+        """Backend and version that everything moves to. Errors: HsmError, Unavailable."""
+        await follow(self._to, self._store)
+        return self._to.name, self._to.current_version
+
+    async def run(self) -> Report:
+        """One pass over everything that the current version does not wrap. A device that stops
+        answering ends it; run it again. Errors: HsmError, Unavailable.
+        """
+        _, version = await self.target()
+        await prove(self._to, self._records)
+        report = Report()
+        await self._pepper(version, report)
+        after = 0
+        while True:
+            began = time.monotonic()
+            rows = await self._store.wrapped_elsewhere(
+                self._to.name, version, after_sequence=after, limit=BATCH
+            )
+            if not rows:
+                return report
+            await self._rows(rows, report)
+            after = rows[-1].sequence
+            self._progress(len(rows))
+            await self._sleep(max(0.0, len(rows) / self._rate - (time.monotonic() - began)))
+
+    async def _rows(self, rows: Sequence[WrappedRow], report: Report) -> None:
+        items = [_item_of(row) for row in rows]
+        await self._rewrap(items)
+        swaps = [
+            Swap(row.sequence, row.wrapped, item.new)
+            for row, item in zip(rows, items, strict=True)
+            if item.new is not None
+        ]
+        done = await self._store.swap(swaps)
+        report.moved += sum(done)
+        report.overtaken += len(done) - sum(done)
+        _count_failures(items, report)
+
+    async def _pepper(self, version: int, report: Report) -> None:
+        kept = await self._store.pepper()
+        if kept is None or (kept.backend, kept.key_version) == (self._to.name, version):
+            return
+        item = _item("the pepper", "", "", kept, pepper_context(), purpose="pepper")
+        await self._rewrap([item])
+        if item.new is not None:
+            report.pepper_moved = await self._store.swap_pepper(kept, item.new)
+        _count_failures([item], report)
+
+    async def _rewrap(self, items: Sequence[_Item]) -> None:
+        """Unwrap and wrap all; sets new or reason of each. Every operation between its records."""
+        for item in items:
+            if item.wrapped.backend not in self._by_name:
+                item.reason = NOT_CONFIGURED
+        listed = [item for item in items if not item.reason]
+        try:
+            intents = await self._records.write(intents=[item.unwrapping for item in listed])
+            await _all(self._unwrap(item) for item in listed)
+            opened = [item for item in listed if not item.reason]
+            wrapping = [self._wrapping(item) for item in opened]
+            wraps = await self._records.write(
+                [
+                    _outcome(item, item.unwrapping, at)
+                    for item, at in zip(listed, intents, strict=True)
+                ],
+                wrapping,
+            )
+            await _all(self._wrap(item) for item in opened)
+            await self._records.write(
+                [
+                    _outcome(item, operation, at)
+                    for item, operation, at in zip(opened, wrapping, wraps, strict=True)
+                ]
+            )
+        finally:
+            for item in items:
+                wipe(item.data_key)
+        _raise_lasting(items)
+
+    async def _unwrap(self, item: _Item) -> None:
+        wrapper = self._by_name[item.wrapped.backend]
+        reference = item.unwrapping.correlation_id
+        try:
+            item.data_key = await wrapper.unwrap(item.wrapped, item.context, reference=reference)
+        except HsmError as error:
+            item.fault, item.reason = error, map_hsm_error(error).reason
+
+    async def _wrap(self, item: _Item) -> None:
+        reference = item.unwrapping.correlation_id
+        try:
+            item.new = await self._to.wrap(item.data_key, item.context, reference=reference)
+        except HsmError as error:
+            item.fault, item.reason = error, map_hsm_error(error).reason
+
+    def _wrapping(self, item: _Item) -> Operation:
+        details: Details = {
+            "backend": self._to.name,
+            "master_key_version": self._to.current_version,
+            "mechanism": self._to.mechanism,
+            "purpose": item.unwrapping.details["purpose"],
+        }
+        return Operation(
+            "hsm.wrap", details, item.workspace, item.key_id, item.unwrapping.correlation_id
+        )
+
+
+def _item_of(row: WrappedRow) -> _Item:
+    binding = Binding(row.workspace, row.key_id, row.sequence, row.created_at)
+    return _item(
+        f"workspaces/{row.workspace}/keys/{row.key_id}",
+        row.workspace,
+        row.key_id,
+        row.wrapped,
+        wrap_context(binding),
+        purpose="data-key",
+    )
+
+
+def _item(
+    name: str, workspace: str, key_id: str, wrapped: WrappedKey, context: bytes, *, purpose: str
+) -> _Item:
+    details: Details = {
+        "backend": wrapped.backend,
+        "master_key_version": wrapped.key_version,
+        "mechanism": wrapped.mechanism,
+        "purpose": purpose,
+    }
+    unwrapping = Operation("hsm.unwrap", details, workspace, key_id)
+    return _Item(name, workspace, key_id, wrapped, context, unwrapping)
+
+
+def _outcome(item: _Item, operation: Operation, intent: AuditReference) -> Outcome:
+    return Outcome(operation, intent, item.reason)
+
+
+async def _all(work: Iterable[Awaitable[None]]) -> None:
+    """At once; the backend bounds how many are in the device."""
+    await asyncio.gather(*work)
+
+
+def _raise_lasting(items: Sequence[_Item]) -> None:
+    """A row that does not open is one row's; a device that fails ends the run."""
+    for item in items:
+        if item.fault is not None and not isinstance(item.fault, (BlobRejected, KeyMissing)):
+            raise item.fault
+
+
+def _count_failures(items: Sequence[_Item], report: Report) -> None:
+    for item in items:
+        if item.reason:
+            report.fail(item.reason, item.name)
