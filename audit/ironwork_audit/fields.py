@@ -136,6 +136,8 @@ DETAILS: Final[Mapping[str, Rule]] = {
     "mechanism": _text(_LABEL, 64),
     "context_sha256": _text(r"[0-9a-f]*", 64),  # of what a blob is bound to; it is no secret
     "purpose": _text(_LABEL, 64),
+    # The break-glass recipient: the beginning of its public key's hash.
+    "recipient": _text(_LABEL, 64),
     # Policy, certificates and identities.
     "policy_version": _text(_VISIBLE, 128),
     "previous_policy_version": _text(_VISIBLE, 128),

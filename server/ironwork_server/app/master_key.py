@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ironwork_hsm import KeyCreator, KeyVersion
 from ironwork_hsm.backends import open_backend
+from ironwork_server.app.break_glass import recipient_of
 from ironwork_server.app.operator import operating
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError
@@ -165,7 +166,12 @@ async def rewrap(
     """
     async with operating(settings) as open_:
         rewrapper = Rewrapper(
-            open_.wrappers, open_.store, open_.records, rate=rate, progress=progress
+            open_.wrappers,
+            open_.store,
+            open_.records,
+            rate=rate,
+            progress=progress,
+            recipient=recipient_of(settings),
         )
         target = await rewrapper.target()
         rows = [

@@ -14,7 +14,14 @@ from ironwork_server.core.ports import (
     OrganizationDiffers,
     TooManyKeys,
 )
-from ironwork_server.core.values import AuditEvent, AuditReference, KeyState, Replay, StoredKey
+from ironwork_server.core.values import (
+    AuditEvent,
+    AuditReference,
+    BreakGlassCopy,
+    KeyState,
+    Replay,
+    StoredKey,
+)
 
 T = TypeVar("T")
 
@@ -115,8 +122,10 @@ class MeteredStore:
     async def pepper(self) -> WrappedKey | None:
         return await self._told("pepper", self._store.pepper())
 
-    async def create_pepper(self, wrapped: WrappedKey) -> WrappedKey:
-        return await self._told("create_pepper", self._store.create_pepper(wrapped))
+    async def create_pepper(
+        self, wrapped: WrappedKey, copy: BreakGlassCopy | None = None
+    ) -> WrappedKey:
+        return await self._told("create_pepper", self._store.create_pepper(wrapped, copy))
 
     async def switched_version(self, backend: str) -> int | None:
         return await self._told("switched_version", self._store.switched_version(backend))

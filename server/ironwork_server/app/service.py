@@ -21,6 +21,7 @@ from ironwork_server.access.rules import IdentityRule
 from ironwork_server.access.tls import ServerTls, server_credentials
 from ironwork_server.access.trust import ClientTrust
 from ironwork_server.app.audit_key import open_audit_signer
+from ironwork_server.app.break_glass import recipient_of
 from ironwork_server.app.hsm_state import HsmState
 from ironwork_server.app.metrics import PrometheusMeter, tell_expiry
 from ironwork_server.app.metrics_listener import listening
@@ -154,7 +155,9 @@ async def _start(
     store = MeteredStore(opened, meter)
     hsm = HsmState(probe)
     await _in_background(stack, hsm.run())
-    vault = Vault(wrappers, store, on_health=hsm.seen, meter=meter)
+    vault = Vault(
+        wrappers, store, on_health=hsm.seen, meter=meter, recipient=recipient_of(settings)
+    )
     upstream = _upstream(settings, endpoint, meter)
     stack.push_async_callback(upstream.close)
     settler = Settler(

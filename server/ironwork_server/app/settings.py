@@ -83,6 +83,12 @@ class MasterKey(_Section):
     uris: tuple[str, ...] = Field(min_length=1)
 
 
+class BreakGlass(_Section):
+    """recipient: a file with the offline public key, for which a copy of each data key is kept."""
+
+    recipient: PathName | None = None
+
+
 class Store(_Section):
     url: str
 
@@ -214,6 +220,7 @@ class Settings(_Section):
     upstream: Upstream = Upstream()
     memory: Memory = Memory()
     metrics: Metrics = Metrics()
+    break_glass: BreakGlass = BreakGlass()
 
     @field_validator("listen")
     @classmethod

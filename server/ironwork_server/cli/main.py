@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_master_key(
         commands.add_parser("master-key", help="create, list, rotate or retire master-key versions")
     )
+    _add_break_glass(
+        commands.add_parser("break-glass", help="an offline key, should the HSM be lost")
+    )
     _add_audit_key(
         commands.add_parser("audit-key", help="create or show the key that signs the audit log")
     )
@@ -128,6 +131,19 @@ def _rate(text: str) -> float:
     return rate
 
 
+def _add_break_glass(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    keygen = commands.add_parser("keygen", help="make the key pair, on a machine apart")
+    keygen.add_argument("--private-key", type=Path, required=True, help="a new file, encrypted")
+    keygen.add_argument("--public-key", type=Path, required=True, help="a new file, for the server")
+    keygen.set_defaults(command=_break_glass_keygen)
+    opening = commands.add_parser("open", help="move a store whose HSM is lost to a new master key")
+    _add_config(opening)
+    opening.add_argument("--private-key", type=Path, required=True)
+    opening.add_argument("--rate", type=_rate, default=500.0, help="keys a second (%(default)g)")
+    opening.set_defaults(command=_break_glass_open)
+
+
 def _add_audit_key(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text, command in (
@@ -204,6 +220,18 @@ def _master_key_list(options: argparse.Namespace) -> int:
     from ironwork_server.cli.master_key import list_versions
 
     return list_versions(options.config, as_json=options.json)
+
+
+def _break_glass_keygen(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.break_glass import keygen
+
+    return keygen(options.private_key, options.public_key)
+
+
+def _break_glass_open(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.break_glass import open_
+
+    return open_(options.config, options.private_key, rate=options.rate)
 
 
 def _audit_key_create(options: argparse.Namespace) -> int:

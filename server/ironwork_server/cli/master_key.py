@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,21 +57,9 @@ def rewrap(config: Path | None, *, rate: float) -> int:
     """Move everything under the current version; 1 where something could not be moved."""
     refuse_speaking_environment()
     settings = settings_from(config)
-    bar = Progress(
-        "rewrap", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("rewrap", total=None)
-        report = asyncio.run(
-            master_key.rewrap(
-                settings,
-                rate=rate,
-                begin=lambda rows: bar.update(task, total=rows),
-                progress=lambda rows: bar.advance(task, rows),
-            )
-        )
-    return _tell(report)
+    with moving("rewrap") as (begin, progress):
+        report = asyncio.run(master_key.rewrap(settings, rate=rate, begin=begin, progress=progress))
+    return tell(report)
 
 
 def retire(
@@ -96,7 +85,24 @@ def retire(
     return 0
 
 
-def _tell(report: Report) -> int:
+@contextmanager
+def moving(
+    what: str,
+) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """A progress bar on standard error: to be told how many rows there are, and how many of them
+    were looked at since.
+    """
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(what, *columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield (
+            lambda rows: bar.update(task, total=rows),
+            lambda rows: bar.advance(task, rows),
+        )
+
+
+def tell(report: Report) -> int:
+    """Say what was moved; 1 where something was not."""
     pepper = ", and the pepper" if report.pepper_moved else ""
     _say(f"moved {report.moved} keys{pepper}; {report.overtaken} were changed or deleted meanwhile")
     for reason, count in sorted(report.failed.items()):

@@ -17,6 +17,7 @@ from ironwork_server.core.values import (
     Action,
     AuditEvent,
     AuditReference,
+    BreakGlassCopy,
     KeyState,
     Principal,
     Replay,
@@ -121,8 +122,12 @@ class KeyStore(Protocol):
     async def pepper(self) -> WrappedKey | None:
         """The fingerprint pepper, wrapped by the master key; None on a new store."""
 
-    async def create_pepper(self, wrapped: WrappedKey) -> WrappedKey:
-        """Keep it if there is none; return the one that is kept (another process may be first)."""
+    async def create_pepper(
+        self, wrapped: WrappedKey, copy: BreakGlassCopy | None = None
+    ) -> WrappedKey:
+        """Keep it, with its break-glass copy, if there is none; return the one that is kept
+        (another process may be first).
+        """
 
     async def switched_version(self, backend: str) -> int | None:
         """The version of this master key to wrap with; None where none was ever switched on. Read
@@ -146,9 +151,20 @@ class WrapStore(Protocol):
         """Every version that wraps something, is switched on or was retired."""
 
     async def wrapped_elsewhere(
-        self, backend: str, version: int, *, after_sequence: int, limit: int
+        self,
+        backend: str,
+        version: int,
+        *,
+        after_sequence: int,
+        limit: int,
+        recipient: str | None = None,
     ) -> Sequence[WrappedRow]:
-        """At most limit rows that this version does not wrap, with a greater sequence, in order."""
+        """At most limit rows that this version does not wrap, or that have no break-glass copy for
+        recipient (if one is given), with a greater sequence, in order.
+        """
+
+    async def pepper_copy(self) -> BreakGlassCopy | None:
+        """The pepper's break-glass copy."""
 
     async def swap(self, swaps: Sequence[Swap]) -> Sequence[bool]:
         """Compare and swap, all in one transaction; whether each was done. A row that was deleted,
@@ -156,7 +172,9 @@ class WrapStore(Protocol):
         (MASTER_KEY_VERSION_RETIRED), and then nothing was done.
         """
 
-    async def swap_pepper(self, old: WrappedKey, new: WrappedKey) -> bool:
+    async def swap_pepper(
+        self, old: WrappedKey, new: WrappedKey, copy: BreakGlassCopy | None = None
+    ) -> bool:
         """The same for the pepper."""
 
     async def switch_on(self, backend: str, version: int) -> None:

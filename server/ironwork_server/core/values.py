@@ -56,13 +56,24 @@ class KeyState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class BreakGlassCopy:
+    """A data key sealed for an offline recipient (ADR 0023). recipient: the public key's id."""
+
+    recipient: str
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class SealedKey:
-    """A key as it is stored. ciphertext includes the 16-byte GCM tag; nonce is 12 bytes."""
+    """A key as it is stored. ciphertext includes the 16-byte GCM tag; nonce is 12 bytes. copy: kept
+    beside the row when it is added; what is read of a row does not have it.
+    """
 
     format: int
     nonce: bytes
     ciphertext: bytes
     wrapped: WrappedKey
+    copy: BreakGlassCopy | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +88,19 @@ class WrappedRow:
     created_at: datetime
     format: int
     wrapped: WrappedKey
+    copy: BreakGlassCopy | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """Put `new` in place of `old`, if `old` is what this row still has."""
+    """Put `new` in place of `old`, if `old` is what this row still has; and copy, if there is one,
+    in place of the row's break-glass copy.
+    """
 
     sequence: int
     old: WrappedKey
     new: WrappedKey
+    copy: BreakGlassCopy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from ironwork_hsm import (
 )
 from ironwork_server.core.envelope import Binding, pepper_context, wipe, wrap_context
 from ironwork_server.core.ports import WrapStore
-from ironwork_server.core.values import AuditReference, Swap, WrappedRow
+from ironwork_server.core.values import AuditReference, BreakGlassCopy, Swap, WrappedRow
+from ironwork_server.custody.break_glass import BreakGlassError, Recipient, RecoveryKey
 from ironwork_server.custody.operator_records import (
     Details,
     Operation,
@@ -33,7 +34,9 @@ from ironwork_server.custody.versions import follow
 
 # Rows that are under way at once: two records for each fit one append of the log.
 BATCH = 32
-NOT_CONFIGURED = "MASTER_KEY_NOT_CONFIGURED"
+REASON_NOT_CONFIGURED = "MASTER_KEY_NOT_CONFIGURED"
+REASON_COPY_MISSING = "BREAK_GLASS_COPY_MISSING"
+REASON_COPY_DAMAGED = "BREAK_GLASS_COPY_DAMAGED"
 
 
 @dataclass(slots=True)
@@ -65,8 +68,10 @@ class _Item:
     wrapped: WrappedKey
     context: bytes
     unwrapping: Operation
+    copy: BreakGlassCopy | None
     data_key: bytearray = field(default_factory=bytearray)
     new: WrappedKey | None = None
+    new_copy: BreakGlassCopy | None = None
     fault: HsmError | None = None
     reason: str = ""
 
@@ -83,7 +88,14 @@ class Rewrapper:
         rate: float,
         progress: Callable[[int], None] = lambda rows: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        recipient: Recipient | None = None,
+        recovery_key: RecoveryKey | None = None,
     ) -> None:
+        """recipient: whom each row gets a break-glass copy for. recovery_key: opens such copies,
+        instead of the HSM that wrapped.
+        """
+        self._recipient = recipient
+        self._recovery_key = recovery_key
         self._to = wrappers[0]
         self._by_name: Mapping[str, KeyWrapper] = {each.name: each for each in wrappers}
         self._store = store
@@ -109,7 +121,11 @@ class Rewrapper:
         while True:
             began = time.monotonic()
             rows = await self._store.wrapped_elsewhere(
-                self._to.name, version, after_sequence=after, limit=BATCH
+                self._to.name,
+                version,
+                after_sequence=after,
+                limit=BATCH,
+                recipient=self._recipient.id if self._recipient else None,
             )
             if not rows:
                 return report
@@ -119,10 +135,10 @@ class Rewrapper:
             await self._sleep(max(0.0, len(rows) / self._rate - (time.monotonic() - began)))
 
     async def _rows(self, rows: Sequence[WrappedRow], report: Report) -> None:
-        items = [_item_of(row) for row in rows]
+        items = [self._item_of(row) for row in rows]
         await self._rewrap(items)
         swaps = [
-            Swap(row.sequence, row.wrapped, item.new)
+            Swap(row.sequence, row.wrapped, item.new, item.new_copy)
             for row, item in zip(rows, items, strict=True)
             if item.new is not None
         ]
@@ -133,19 +149,22 @@ class Rewrapper:
 
     async def _pepper(self, version: int, report: Report) -> None:
         kept = await self._store.pepper()
-        if kept is None or (kept.backend, kept.key_version) == (self._to.name, version):
+        if kept is None:
             return
-        item = _item("the pepper", "", "", kept, pepper_context(), purpose="pepper")
+        copy = await self._store.pepper_copy()
+        copied = self._recipient is None or (copy and copy.recipient) == self._recipient.id
+        if copied and (kept.backend, kept.key_version) == (self._to.name, version):
+            return
+        item = self._item("the pepper", "", "", kept, pepper_context(), copy, purpose="pepper")
         await self._rewrap([item])
         if item.new is not None:
-            report.pepper_moved = await self._store.swap_pepper(kept, item.new)
+            report.pepper_moved = await self._store.swap_pepper(kept, item.new, item.new_copy)
         _count_failures([item], report)
 
     async def _rewrap(self, items: Sequence[_Item]) -> None:
         """Unwrap and wrap all; sets new or reason of each. Every operation between its records."""
         for item in items:
-            if item.wrapped.backend not in self._by_name:
-                item.reason = NOT_CONFIGURED
+            item.reason = self._obstacle(item)
         listed = [item for item in items if not item.reason]
         try:
             intents = await self._records.write(intents=[item.unwrapping for item in listed])
@@ -171,7 +190,20 @@ class Rewrapper:
                 wipe(item.data_key)
         _raise_lasting(items)
 
+    def _obstacle(self, item: _Item) -> str:
+        """Why an item cannot be opened at all; empty where it is to be tried."""
+        if self._recovery_key is None:
+            return "" if item.wrapped.backend in self._by_name else REASON_NOT_CONFIGURED
+        held = item.copy is not None and item.copy.recipient == self._recovery_key.recipient.id
+        return "" if held else REASON_COPY_MISSING
+
     async def _unwrap(self, item: _Item) -> None:
+        if self._recovery_key is not None and item.copy is not None:
+            try:
+                item.data_key = self._recovery_key.open(item.copy, item.context)
+            except BreakGlassError:
+                item.reason = REASON_COPY_DAMAGED
+            return
         wrapper = self._by_name[item.wrapped.backend]
         reference = item.unwrapping.correlation_id
         try:
@@ -185,6 +217,9 @@ class Rewrapper:
             item.new = await self._to.wrap(item.data_key, item.context, reference=reference)
         except HsmError as error:
             item.fault, item.reason = error, map_hsm_error(error).reason
+            return
+        if self._recipient is not None:
+            item.new_copy = self._recipient.seal(item.data_key, item.context)
 
     def _wrapping(self, item: _Item) -> Operation:
         details: Details = {
@@ -193,34 +228,47 @@ class Rewrapper:
             "mechanism": self._to.mechanism,
             "purpose": item.unwrapping.details["purpose"],
         }
+        if self._recipient is not None:
+            details = {**details, "recipient": self._recipient.id}
         return Operation(
             "hsm.wrap", details, item.workspace, item.key_id, item.unwrapping.correlation_id
         )
 
+    def _item_of(self, row: WrappedRow) -> _Item:
+        binding = Binding(row.workspace, row.key_id, row.sequence, row.created_at)
+        return self._item(
+            f"workspaces/{row.workspace}/keys/{row.key_id}",
+            row.workspace,
+            row.key_id,
+            row.wrapped,
+            wrap_context(binding),
+            row.copy,
+            purpose="data-key",
+        )
 
-def _item_of(row: WrappedRow) -> _Item:
-    binding = Binding(row.workspace, row.key_id, row.sequence, row.created_at)
-    return _item(
-        f"workspaces/{row.workspace}/keys/{row.key_id}",
-        row.workspace,
-        row.key_id,
-        row.wrapped,
-        wrap_context(binding),
-        purpose="data-key",
-    )
-
-
-def _item(
-    name: str, workspace: str, key_id: str, wrapped: WrappedKey, context: bytes, *, purpose: str
-) -> _Item:
-    details: Details = {
-        "backend": wrapped.backend,
-        "master_key_version": wrapped.key_version,
-        "mechanism": wrapped.mechanism,
-        "purpose": purpose,
-    }
-    unwrapping = Operation("hsm.unwrap", details, workspace, key_id)
-    return _Item(name, workspace, key_id, wrapped, context, unwrapping)
+    def _item(
+        self,
+        name: str,
+        workspace: str,
+        key_id: str,
+        wrapped: WrappedKey,
+        context: bytes,
+        copy: BreakGlassCopy | None,
+        *,
+        purpose: str,
+    ) -> _Item:
+        operation = "hsm.unwrap"
+        details: Details = {
+            "backend": wrapped.backend,
+            "master_key_version": wrapped.key_version,
+            "mechanism": wrapped.mechanism,
+            "purpose": purpose,
+        }
+        if self._recovery_key is not None:
+            operation = "break_glass.open"
+            details = {"recipient": self._recovery_key.recipient.id, "purpose": purpose}
+        unwrapping = Operation(operation, details, workspace, key_id)
+        return _Item(name, workspace, key_id, wrapped, context, unwrapping, copy)
 
 
 def _outcome(item: _Item, operation: Operation, intent: AuditReference) -> Outcome:

@@ -32,7 +32,8 @@ from ironwork_server.core.errors import DataLoss, IronworkError, Unavailable
 from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import KeyStore
 from ironwork_server.core.secret import Secret
-from ironwork_server.core.values import Action, Phase, SealedKey, StoredKey
+from ironwork_server.core.values import Action, BreakGlassCopy, Phase, SealedKey, StoredKey
+from ironwork_server.custody.break_glass import Recipient
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.uninterrupted import checkpoint
 from ironwork_server.custody.versions import follow
@@ -53,7 +54,10 @@ class Vault:
         *,
         on_health: Callable[[bool], None] = lambda healthy: None,
         meter: Meter = SILENT,
+        recipient: Recipient | None = None,
     ) -> None:
+        """recipient: whom a copy of each data key is sealed for as well (break-glass)."""
+        self._recipient = recipient
         self._wrapping = wrappers[0]
         self._by_name: Mapping[str, KeyWrapper] = {
             name: wrapper for wrapper in wrappers for name in _names(wrapper)
@@ -68,10 +72,12 @@ class Vault:
         data_key = new_data_key()
         try:
             nonce, ciphertext = seal(key, data_key, binding)
-            wrapped = await self._wrap(permit, data_key, wrap_context(binding), binding.key_id)
+            context = wrap_context(binding)
+            wrapped = await self._wrap(permit, data_key, context, binding.key_id)
+            copy = self._copy(permit, data_key, context, binding.key_id)
         finally:
             wipe(data_key)
-        return SealedKey(format=FORMAT, nonce=nonce, ciphertext=ciphertext, wrapped=wrapped)
+        return SealedKey(FORMAT, nonce, ciphertext, wrapped, copy)
 
     async def unwrap(self, permit: Permit, row: StoredKey) -> bytearray:
         """A row's data key, for one use; the caller wipes it. Errors: DataLoss, Unavailable."""
@@ -103,9 +109,27 @@ class Vault:
         fresh = new_data_key()
         try:
             wrapped = await self._wrap(permit, fresh, pepper_context(), key_id="")
+            copy = self._copy(permit, fresh, pepper_context(), key_id="")
         finally:
             wipe(fresh)
-        return await self._store.create_pepper(wrapped)
+        return await self._store.create_pepper(wrapped, copy)
+
+    def _copy(
+        self, permit: Permit, data_key: bytearray, context: bytes, key_id: str
+    ) -> BreakGlassCopy | None:
+        """A copy for the recipient, on record; the HSM has no part in it."""
+        if self._recipient is None:
+            return None
+        details: dict[str, str | int] = {
+            "recipient": self._recipient.id,
+            "purpose": _purpose(key_id),
+        }
+        permit.after(
+            permit.event(
+                Phase.EVENT, "break_glass.copy", success=True, key_id=key_id, details=details
+            )
+        )
+        return self._recipient.seal(data_key, context)
 
     async def _wrap(
         self, permit: Permit, data_key: bytearray, context: bytes, key_id: str

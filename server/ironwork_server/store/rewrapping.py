@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from ironwork_hsm import WrappedKey
-from ironwork_server.core.values import Swap, WrappedRow, Wrapping
+from ironwork_server.core.values import BreakGlassCopy, Swap, WrappedRow, Wrapping
 from ironwork_server.store.errors import VersionRetired
 from ironwork_server.store.rows import moment, wrapped_row
-from ironwork_server.store.schema import keys, master_keys, pepper
+from ironwork_server.store.schema import break_glass, keys, master_keys, pepper
 
+# Rows count from 1.
+PEPPER_SEQUENCE = 0
 _SWITCHED_ON = "SWITCHED_ON"
 _RETIRED = "RETIRED"
 
@@ -57,8 +59,17 @@ def wrappings(connection: sa.Connection) -> Sequence[Wrapping]:
 
 
 def wrapped_elsewhere(
-    connection: sa.Connection, backend: str, version: int, after_sequence: int, limit: int
+    connection: sa.Connection,
+    backend: str,
+    version: int,
+    after_sequence: int,
+    limit: int,
+    recipient: str | None,
 ) -> Sequence[WrappedRow]:
+    to_move = sa.or_(keys.c.wrap_backend != backend, keys.c.wrap_key_version != version)
+    if recipient is not None:
+        held = break_glass.c.recipient
+        to_move = sa.or_(to_move, held.is_(None), held != recipient)
     found = connection.execute(
         sa.select(
             keys.c.workspace,
@@ -70,16 +81,18 @@ def wrapped_elsewhere(
             keys.c.wrap_key_version,
             keys.c.wrap_mechanism,
             keys.c.wrap_blob,
+            break_glass.c.recipient,
+            break_glass.c.sealed,
         )
-        .where(
-            keys.c.sequence > after_sequence,
-            sa.or_(keys.c.wrap_backend != backend, keys.c.wrap_key_version != version),
-        )
+        .select_from(keys.outerjoin(break_glass, break_glass.c.sequence == keys.c.sequence))
+        .where(keys.c.sequence > after_sequence, to_move)
         .order_by(keys.c.sequence)
         .limit(limit)
     )
     return [
-        WrappedRow(row[0], row[1], row[2], moment(row[3]), row[4], WrappedKey(*row[5:9]))
+        WrappedRow(
+            row[0], row[1], row[2], moment(row[3]), row[4], WrappedKey(*row[5:9]), _copy(*row[9:])
+        )
         for row in found
     ]
 
@@ -99,11 +112,15 @@ def swap(connection: sa.Connection, swaps: Sequence[Swap]) -> Sequence[bool]:
             )
             .values(wrapped_row(one.new))
         ).rowcount
+        if changed and one.copy is not None:
+            keep_copy(connection, one.sequence, one.copy)
         done.append(changed == 1)
     return done
 
 
-def swap_pepper(connection: sa.Connection, old: WrappedKey, new: WrappedKey) -> bool:
+def swap_pepper(
+    connection: sa.Connection, old: WrappedKey, new: WrappedKey, copy: BreakGlassCopy | None
+) -> bool:
     refuse_retired(connection, new)
     changed = connection.execute(
         sa.update(pepper)
@@ -114,7 +131,35 @@ def swap_pepper(connection: sa.Connection, old: WrappedKey, new: WrappedKey) -> 
         )
         .values(wrapped_row(new))
     ).rowcount
+    if changed and copy is not None:
+        keep_copy(connection, PEPPER_SEQUENCE, copy)
     return changed == 1
+
+
+def pepper_copy(connection: sa.Connection) -> BreakGlassCopy | None:
+    row = connection.execute(
+        sa.select(break_glass.c.recipient, break_glass.c.sealed).where(
+            break_glass.c.sequence == PEPPER_SEQUENCE
+        )
+    ).one_or_none()
+    return None if row is None else _copy(*row)
+
+
+def keep_copy(connection: sa.Connection, sequence: int, copy: BreakGlassCopy) -> None:
+    """Put copy beside the row, in place of the one that is there."""
+    drop_copy(connection, sequence)
+    connection.execute(
+        sa.insert(break_glass),
+        {"sequence": sequence, "recipient": copy.recipient, "sealed": copy.sealed},
+    )
+
+
+def drop_copy(connection: sa.Connection, sequence: int) -> None:
+    connection.execute(sa.delete(break_glass).where(break_glass.c.sequence == sequence))
+
+
+def _copy(recipient: str | None, sealed: bytes | None) -> BreakGlassCopy | None:
+    return None if recipient is None or sealed is None else BreakGlassCopy(recipient, sealed)
 
 
 def switch_on(connection: sa.Connection, backend: str, version: int) -> None:

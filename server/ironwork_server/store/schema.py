@@ -80,6 +80,15 @@ organizations = sa.Table(
     sa.Column("organization_id", sa.Text, nullable=False),
 )
 
+# Data keys sealed for an offline recipient, by their row's sequence; 0 is the pepper's.
+break_glass = sa.Table(
+    "break_glass",
+    metadata,
+    sa.Column("sequence", _RowNumber, primary_key=True, autoincrement=False),
+    sa.Column("recipient", sa.Text, nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+)
+
 # Versions of master keys: switched on (one of each backend at most), or retired.
 master_keys = sa.Table(
     "master_keys",

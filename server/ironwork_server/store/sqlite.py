@@ -15,6 +15,7 @@ from ironwork_hsm import WrappedKey
 from ironwork_server.core.errors import InvalidRequest
 from ironwork_server.core.ports import AlreadyAnswered
 from ironwork_server.core.values import (
+    BreakGlassCopy,
     KeyState,
     Replay,
     StoredKey,
@@ -226,8 +227,12 @@ class SqliteStore:
     async def pepper(self) -> WrappedKey | None:
         return await self._read(transactions.kept_pepper)
 
-    async def create_pepper(self, wrapped: WrappedKey) -> WrappedKey:
-        return await self._write(lambda connection: transactions.create_pepper(connection, wrapped))
+    async def create_pepper(
+        self, wrapped: WrappedKey, copy: BreakGlassCopy | None = None
+    ) -> WrappedKey:
+        return await self._write(
+            lambda connection: transactions.create_pepper(connection, wrapped, copy)
+        )
 
     async def switched_version(self, backend: str) -> int | None:
         return await self._read(lambda connection: rewrapping.switched_version(connection, backend))
@@ -236,19 +241,32 @@ class SqliteStore:
         return await self._read(rewrapping.wrappings)
 
     async def wrapped_elsewhere(
-        self, backend: str, version: int, *, after_sequence: int, limit: int
+        self,
+        backend: str,
+        version: int,
+        *,
+        after_sequence: int,
+        limit: int,
+        recipient: str | None = None,
     ) -> Sequence[WrappedRow]:
         return await self._read(
             lambda connection: rewrapping.wrapped_elsewhere(
-                connection, backend, version, after_sequence, limit
+                connection, backend, version, after_sequence, limit, recipient
             )
         )
+
+    async def pepper_copy(self) -> BreakGlassCopy | None:
+        return await self._read(rewrapping.pepper_copy)
 
     async def swap(self, swaps: Sequence[Swap]) -> Sequence[bool]:
         return await self._write(lambda connection: rewrapping.swap(connection, swaps))
 
-    async def swap_pepper(self, old: WrappedKey, new: WrappedKey) -> bool:
-        return await self._write(lambda connection: rewrapping.swap_pepper(connection, old, new))
+    async def swap_pepper(
+        self, old: WrappedKey, new: WrappedKey, copy: BreakGlassCopy | None = None
+    ) -> bool:
+        return await self._write(
+            lambda connection: rewrapping.swap_pepper(connection, old, new, copy)
+        )
 
     async def switch_on(self, backend: str, version: int) -> None:
         await self._write(lambda connection: rewrapping.switch_on(connection, backend, version))

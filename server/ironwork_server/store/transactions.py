@@ -18,9 +18,14 @@ from ironwork_server.core.ports import (
     OrganizationDiffers,
     TooManyKeys,
 )
-from ironwork_server.core.values import KeyState, Replay, StoredKey
+from ironwork_server.core.values import BreakGlassCopy, KeyState, Replay, StoredKey
 from ironwork_server.store.errors import StoreCorrupt
-from ironwork_server.store.rewrapping import refuse_retired
+from ironwork_server.store.rewrapping import (
+    PEPPER_SEQUENCE,
+    drop_copy,
+    keep_copy,
+    refuse_retired,
+)
 from ironwork_server.store.rows import (
     key_row,
     micros,
@@ -157,6 +162,8 @@ def add(
         _refuse_other_organization(connection, key)
     refuse_retired(connection, key.sealed.wrapped)
     connection.execute(sa.insert(keys), key_row(key))
+    if key.sealed.copy is not None:
+        keep_copy(connection, key.sequence, key.sealed.copy)
     if key.organization_id:
         _remember_organization(connection, key)
     if replay is not None:
@@ -180,10 +187,13 @@ def delete(
     if answer is not None:
         _refuse_answered(connection, answer)
     deleted = connection.execute(
-        sa.delete(keys).where(keys.c.workspace == workspace, keys.c.key_id == key_id)
-    ).rowcount
-    if not deleted:
+        sa.delete(keys)
+        .where(keys.c.workspace == workspace, keys.c.key_id == key_id)
+        .returning(keys.c.sequence)
+    ).scalar()
+    if deleted is None:
         return False, remaining
+    drop_copy(connection, deleted)
     _count(connection, "deleted")
     if answer is not None:
         connection.execute(sa.insert(replays), replay_row(answer))
@@ -213,13 +223,17 @@ def record_uses(
     _purge_replays(connection, now)
 
 
-def create_pepper(connection: sa.Connection, wrapped: WrappedKey) -> WrappedKey:
+def create_pepper(
+    connection: sa.Connection, wrapped: WrappedKey, copy: BreakGlassCopy | None
+) -> WrappedKey:
     """See KeyStore.create_pepper."""
     kept = kept_pepper(connection)
     if kept is not None:
         return kept
     refuse_retired(connection, wrapped)
     connection.execute(sa.insert(pepper), {"id": 1, **wrapped_row(wrapped)})
+    if copy is not None:
+        keep_copy(connection, PEPPER_SEQUENCE, copy)
     return wrapped
 
 
