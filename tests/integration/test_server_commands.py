@@ -80,7 +80,7 @@ def test_the_first_steps_of_an_operator(
     code, table, _ = run("master-key", "list")
     assert code == 0
     assert table.startswith("pkcs11:token=")
-    assert "version" in table.splitlines()[2]
+    assert "version" in table
     assert "master" in table
 
     intent, outcome = (entry.event for entry in entries(production.folder / "audit-commands"))
