@@ -100,8 +100,14 @@ def summarize(entry: bytes) -> Summary:
     """The quick form, for entries that this log wrote: NotAnEvent for what is not JSON or lacks a
     member, but no check of allowed fields.
     """
+    return summarize_with_document(entry)[0]
+
+
+def summarize_with_document(entry: bytes) -> tuple[Summary, dict[str, Any]]:
+    """The summary, and the JSON document that it is of: for whoever needs some more of it."""
+    document = _load(entry)
     try:
-        return _summary(_load(entry))
+        return _summary(document), document
     except (KeyError, TypeError, AttributeError, IndexError):
         raise NotAnEvent("entry: a member is missing or of a wrong type") from None
 

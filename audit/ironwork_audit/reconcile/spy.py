@@ -23,13 +23,16 @@ _HEAD: Final = re.compile(rb"([0-9]{1,10}): (C_[A-Za-z_]{1,40})")
 _TIME: Final = re.compile(rb"([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3})")
 _SESSION: Final = re.compile(rb"\[in\] hSession = 0x([0-9a-f]{1,16})")
 _MECHANISM: Final = re.compile(rb"\[in\] pMechanism->type = (CKM_[A-Z0-9_]{1,60}) *")
-_NO_BUFFER: Final = re.compile(
-    rb"\[out\] (pSignature|pEncryptedData|pData)\[[^\]]{1,40}\] NULL \[size : .{1,60}"
-)
-_RETURNED: Final = re.compile(rb"Returned:  -?([0-9]{1,20}) .{1,80}")
+# A parameter that is not there has the size 0; a result that is only asked for its size has not.
+_NO_BUFFER: Final = re.compile(rb"NULL \[size : 0x[0-9A-F]{1,16} \([1-9][0-9]{0,19}\)\]")
+_OUTPUT: Final = re.compile(rb"\[out\] (pSignature|pEncryptedData|pData)\[")
+# Also behind a part of another thread's line; the text column of a dump is too short to hold it.
+_RETURNED: Final = re.compile(rb"Returned:  -?([0-9]{1,20}) CKR_[A-Z0-9_]{2,60}")
 _LONGEST_LINE: Final = 64 * 1024
 # Threads of one process that may be inside the module at once.
 _MOST_OPEN: Final = 256
+# Calls that overlap in a chain, so that their ends cannot be told apart.
+_LONGEST_CHAIN: Final = 1_000_000
 _MOST_MISSING: Final = 1000
 
 # The size query of a function shows by the name of its output.
@@ -109,7 +112,7 @@ class _Reader:
         elif not self.open:
             if line and not line.startswith(b"Loaded: "):
                 raise NotARecord(f"{self.name} line {number}: not a line of pkcs11-spy")
-        elif returned := _RETURNED.fullmatch(line):
+        elif returned := _RETURNED.search(line):
             self._return(returned[1] == b"0")
         else:
             self._detail(number, line)
@@ -138,7 +141,8 @@ class _Reader:
             self.next = number + 1
         else:
             self.missing.discard(number)
-        if len(self.open) >= _MOST_OPEN:
+        inside = len(self.open) - len(self.returned)
+        if inside >= _MOST_OPEN or len(self.open) >= _LONGEST_CHAIN:
             raise NotARecord(f"{self.name} line {line}: more than {_MOST_OPEN} calls at once")
         self.open.append(_Open(function, line))
 
@@ -153,14 +157,21 @@ class _Reader:
             call = self._first(lambda call: call.function in _BY_INIT and not call.mechanism)
             if call is not None:
                 call.mechanism = mechanism[1].decode()
-        elif query := _NO_BUFFER.fullmatch(line):
-            wanted = _OUTPUTS[query[1]]
-            call = self._first(lambda call: call.function == wanted and not call.is_size_query)
-            if call is not None:
-                call.is_size_query = True
+        elif _NO_BUFFER.search(line):
+            self._size_query(_OUTPUT.search(line))
+
+    def _size_query(self, named: re.Match[bytes] | None) -> None:
+        """Whose it is says the output's name, unless another thread's line came between them: then
+        a signature's, which is the one result that is asked for its size here.
+        """
+        wanted = _OUTPUTS[named[1]] if named else "C_Sign"
+        call = self._first(lambda call: call.function == wanted and not call.is_size_query)
+        if call is not None:
+            call.is_size_query = True
 
     def _first(self, wanted: Callable[[_Open], bool]) -> _Open | None:
-        return next((call for call in self.open if wanted(call)), None)
+        """Of those that may still be inside."""
+        return next((call for call in self.open[-_MOST_OPEN:] if wanted(call)), None)
 
     def _at(self, number: int, text: bytes) -> None:
         try:
@@ -186,16 +197,14 @@ class _Reader:
         for call in self.open:
             used = _BY_INIT.get(call.function)
             if used is not None:
-                # Mixed, session and mechanism may be another call's.
-                self.mechanisms[call.session, used] = "" if mixed else call.mechanism
+                self.mechanisms[call.session, used] = call.mechanism
             if call.function in KEY_FUNCTIONS and not call.is_size_query:
                 self._keep(call, ok, mixed=mixed)
             else:
                 self.ignored += call.function in KEY_FUNCTIONS
-        if mixed:
-            for key in self.mechanisms:
-                if any(call.session == key[0] for call in self.open):
-                    self.mechanisms[key] = ""
+        if mixed and any(call.function in _BY_INIT for call in self.open):
+            # Whose session was initialised for what is not sure any more.
+            self.mechanisms.clear()
         self.open.clear()
 
     def _keep(self, call: _Open, ok: bool | None, *, mixed: bool) -> None:

@@ -1,12 +1,11 @@
 """The HSM operations of our logs: each intent of `hsm.*` with its outcome."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from ironwork_audit.event import INTENT, OUTCOME
-from ironwork_audit.parse import NotAnEvent, Summary, summarize
+from ironwork_audit.parse import NotAnEvent, Summary, summarize_with_document
 from ironwork_audit.reconcile.calls import MAX_CALLS, NotARecord
 from ironwork_audit.select import BadEntry
 
@@ -55,8 +54,7 @@ class StepReader:
         if _HSM not in entry:
             return
         try:
-            summary = summarize(entry)
-            document = json.loads(entry)
+            summary, document = summarize_with_document(entry)
             unmapped, metadata = document["unmapped"], document["metadata"]
             details = {name: str(unmapped.get(name, "")) for name in _DETAILS}
             correlation_id = str(metadata["correlation_uid"])

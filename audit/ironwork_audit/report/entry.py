@@ -1,11 +1,10 @@
 """What the report looks at of an entry."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ironwork_audit.event import EVENT
-from ironwork_audit.parse import NotAnEvent, Summary, summarize
+from ironwork_audit.parse import NotAnEvent, Summary, summarize_with_document
 from ironwork_audit.select import BadEntry
 
 _TOKENS: Final = (
@@ -49,8 +48,7 @@ class Entry:
 def entry_of(index: int, data: bytes) -> Entry:
     """The entry. Raises BadEntry."""
     try:
-        summary = summarize(data)
-        document = json.loads(data)
+        summary, document = summarize_with_document(data)
         details: dict[str, Any] = document["unmapped"]
         tokens = tuple(_number(details.get(name)) for name in _TOKENS)
         return Entry(

@@ -1,7 +1,11 @@
 """`ironwork-audit reconcile --spy`: one to one, and by name what is not."""
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,6 +195,45 @@ def test_several_logs_and_several_records(
     assert main(["reconcile", logs[0], logs[0], *spies]) == 2
     assert "two of them have one origin" in capsys.readouterr().err
     capsys.readouterr()
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Iterator[str]:
+    """What is in tmp_path, by URL."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_published_log(
+    published: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A published log ends at its checkpoint: what was done after its last entry is not missed in
+    it, what was done before is.
+    """
+    write_log(tmp_path / "log", log_of((0, 90, UNWRAP, {}), (5000, 5090, UNWRAP, {})))
+    spy = SpyLog()
+    for at in (10, 5010, 9000):
+        gcm(spy, "C_Decrypt", at)
+    (tmp_path / "spy.log").write_bytes(b"".join(spy.bytes_lines()))
+    arguments = [f"{published}/log", "--spy", str(tmp_path / "spy.log"), "--skew", "0"]
+    assert main(["reconcile", *arguments]) == 0
+    gcm(spy, "C_Decrypt", 2000)
+    (tmp_path / "spy.log").write_bytes(b"".join(spy.bytes_lines()))
+    assert main(["reconcile", *arguments]) == 1
+    assert capsys.readouterr().out.count("BAD") == 1
 
 
 def test_a_period(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,39 @@ def test_threads_that_are_mixed() -> None:
     assert recorded.ignored == 1
 
 
+def test_lines_that_are_torn_by_threads() -> None:
+    """A line that another thread's line came into the middle of loses no call's end and no size
+    query; the calls after it are told apart again.
+    """
+    spy = SpyLog()
+    spy.enter("C_Decrypt", 1)
+    spy.enter("C_Sign", 1)
+    spy.lines += [
+        "[in] pEncryptedData[ulEncryptedDataLen] [out] pSignature[*pulSignatureLen] 00007f / 48",
+        "    00000000  00 01                                            ..",
+        "NULL [size : 0x40 (64)]",
+        "[out] pData[*pulDataLen] Returned:  0 CKR_OK",
+        "Returned:  0 CKR_OK",
+    ]
+    gcm(spy, "C_Decrypt", 2)
+    recorded = read(spy)
+    assert kinds(recorded) == [("C_Decrypt", "", True), ("C_Decrypt", "CKM_AES_GCM", True)]
+    assert recorded.ignored == 1
+
+
+def test_a_long_chain_of_overlapping_calls() -> None:
+    """Under load the module may never be empty: however long, each call is counted."""
+    spy = SpyLog()
+    spy.enter("C_Decrypt", 0)
+    for at in range(1, 2000):
+        spy.enter("C_Decrypt", at)
+        spy.returned()
+    spy.returned()
+    recorded = read(spy)
+    assert [call.ok for call in recorded.calls] == [True] * 2000
+    assert [call.start_ms - NOW_MS for call in recorded.calls] == list(range(2000))
+
+
 def test_a_process_that_was_killed() -> None:
     """A call without a return is a call whose result is not known; the next process begins anew."""
     spy = SpyLog()
