@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from socket import socket
 
 from ironwork_hsm.backends import open_backend
+from ironwork_hsm.daemon import logs
 from ironwork_hsm.daemon.hardening import deny_memory_reads, end_with_parent
 from ironwork_hsm.interface import (
     BackendOptions,
@@ -182,6 +183,8 @@ def main() -> None:
     options = parser.parse_args()
     end_with_parent(options.parent)
     deny_memory_reads()
+    # Standard error is the HSM process' own: other libraries' texts stay out of it.
+    logs.configure()
     settings = BackendOptions(
         lanes=options.lanes,
         queue=options.queue,

@@ -7,6 +7,7 @@ that whoever sends them cannot fill the disk.
 """
 
 import asyncio
+import contextlib
 import logging
 import struct
 import uuid
@@ -18,7 +19,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
-from ironwork_audit import EVENT, INTENT, OUTCOME, Event
+from ironwork_audit import EVENT, INTENT, OUTCOME, Event, FieldRefused
 from ironwork_hsm.daemon.device import Device, error_in, info_in, reason_of
 from ironwork_hsm.daemon.rate import Rates
 from ironwork_hsm.daemon.record import MAX_COMMIT_EVENTS, Record, unrecorded
@@ -56,6 +57,8 @@ class _Operation:
     request: bytearray
     number: int
     reply: Reply
+    # Whether the device was: only then is a failure its own.
+    asked: bool = False
 
 
 class Operations:
@@ -103,6 +106,8 @@ class Operations:
                 raise device.problem
             if not self._rates.take(peer.uid, _SIGNING if frame.kind is Kind.SIGN else _KEYS):
                 raise Busy("This user asks for more operations than it may; try again later.")
+        except FieldRefused:
+            raise wire.Malformed("a field cannot be put on record") from None
         except HsmError as error:
             self.count_refusal(peer, reason_of(error))
             reply(wire.failed(number, error))
@@ -125,25 +130,20 @@ class Operations:
         def answered(answer: bytes) -> None:
             frame = wire.parse_body(memoryview(answer)[wire.LENGTH.size :])
             error = error_in(frame)
-            if error is not None:
+            if error is not None and operation.asked:
                 device.replace(error)
-            else:
-                self._learn(device)
 
         event = self._event(_OWN, "hsm.probe", "", device, _known(device))
         request = bytearray(wire.plain(Kind.CHECK, 0))
-        self._begin(_Operation(event, device, request, 0, answered))
+        operation = _Operation(event, device, request, 0, answered)
+        self._begin(operation)
 
     def refresh(self) -> None:
         """Ask every device what it holds now: another version may have been created."""
         for device in self._devices:
             event = self._event(_OWN, "hsm.list", "", device, {"backend": device.name})
-
-            def answered(_: bytes, device: Device = device) -> None:
-                self._learn(device)
-
             request = bytearray(wire.plain(Kind.VERSIONS, 0))
-            self._begin(_Operation(event, device, request, 0, answered))
+            self._begin(_Operation(event, device, request, 0, lambda _: None))
 
     async def opening(self, device: Device) -> int:
         """See device.Watch."""
@@ -250,6 +250,7 @@ class Operations:
 
         try:
             operation.device.send(build, answered)
+            operation.asked = True
         except HsmError as error:
             self._answered(operation, intent, error)
 
@@ -278,7 +279,9 @@ class Operations:
                 device.learn(info_in(answer))
 
         if device.problem is None:
-            device.send(wire.hello, answered)
+            # One that cannot be asked now is learnt of by the next answer.
+            with contextlib.suppress(HsmError):
+                device.send(wire.hello, answered)
 
     # --- the record
 

@@ -9,7 +9,7 @@ from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 
 from ironwork_hsm.gcp.calls import make_client
 from ironwork_hsm.gcp.errors import is_passing, is_rejection, rejected, translate
-from ironwork_hsm.interface import BackendOptions, HsmError, Unavailable
+from ironwork_hsm.interface import BackendOptions, Busy, HsmError, Unavailable
 
 Result = TypeVar("Result")
 Client = KeyManagementServiceAsyncClient
@@ -59,7 +59,7 @@ class Caller:
         """
         limit = self._options.deadline_s if deadline_s is None else deadline_s
         if self._calls >= self._options.lanes + self._options.queue:
-            raise Unavailable("Google Cloud KMS is busy: too many calls are on their way to it.")
+            raise Busy("Google Cloud KMS is busy: too many calls are on their way to it.")
         self._calls += 1
         try:
             return await self.within(

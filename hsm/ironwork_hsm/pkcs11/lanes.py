@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ironwork_hsm.interface import HsmError, Unavailable
+from ironwork_hsm.interface import Busy, HsmError, Unavailable
 
 State = TypeVar("State")
 Result = TypeVar("Result")
@@ -181,14 +181,15 @@ class Lanes(Generic[State]):
     ) -> Result:
         """Call function on a lane and return its result.
 
-        Raises Unavailable when the queue is full, the deadline (seconds, waiting included) has
-        passed or the lanes are closed, and otherwise what translate makes of its exception.
+        Raises Busy when the queue is full, Unavailable when the deadline (seconds, waiting
+        included) has passed or the lanes are closed, and otherwise what translate makes of its
+        exception.
         discard receives a result that nobody takes any more.
         """
         if self._closed.is_set():
             raise Unavailable("The HSM backend is closed.")
         if self._jobs.qsize() >= self._capacity:
-            raise Unavailable("The HSM is busy: too many calls are waiting for it.")
+            raise Busy("The HSM is busy: too many calls are waiting for it.")
         mailbox = self._mailbox_here()
         job: _Job[State, Result] = _Job(function, discard, mailbox)
         self._jobs.put(job)

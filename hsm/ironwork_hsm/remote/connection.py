@@ -149,7 +149,14 @@ class Connection:
         try:
             connected.setblocking(False)
             await loop.sock_connect(connected, str(self._path))
-            if peer_of(connected).uid not in {owner, 0}:
+            peer = peer_of(connected)
+            if peer.pid == 0:
+                # Where the listener's backlog is full, asyncio takes EAGAIN (unix(7)) for a
+                # connection under way, and it for made. Nobody is at the other end.
+                raise Unavailable(  # noqa: TRY301  the socket is closed in one place
+                    f"The HSM process at {self._path} is slow to take connections."
+                )
+            if peer.uid not in {owner, 0}:
                 raise ConfigurationError(  # noqa: TRY301  the socket is closed in one place
                     f"The process at {self._path} is not that of the folder's owner; data keys are"
                     " not sent to it."

@@ -17,7 +17,7 @@ from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, Phase
 from ironwork_server.custody.uninterrupted import uninterrupted
-from ironwork_server.custody.vault import map_hsm_error
+from ironwork_server.custody.vault import map_hsm_error, wraps_with
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,7 @@ class MasterKeyProbe:
 
     async def _check(self, wrapper: KeyWrapper) -> None:
         # Once, since a refusal changes the mechanism before the outcome is written.
-        tried: dict[str, str | int] = {
-            "backend": wrapper.name,
-            "master_key_version": wrapper.current_version,
-            "mechanism": wrapper.mechanism,
-        }
+        tried = wraps_with(wrapper)
         await self._recorded("hsm.probe", tried, wrapper.check)
 
     async def _recorded(

@@ -144,9 +144,7 @@ class Vault:
             "hsm.wrap",
             key_id,
             purpose=_purpose(key_id),
-            backend=wrapper.name,
-            master_key_version=wrapper.current_version,
-            mechanism=wrapper.mechanism,
+            **wraps_with(wrapper),
         ):
             return await wrapper.wrap(data_key, context, reference=permit.correlation_id)
 
@@ -231,6 +229,20 @@ def _names(wrapper: KeyWrapper) -> frozenset[str]:
 def _purpose(key_id: str) -> str:
     """What is wrapped: a key's data key, or the pepper, which belongs to no key."""
     return "data-key" if key_id else "pepper"
+
+
+def wraps_with(wrapper: KeyWrapper) -> dict[str, str | int]:
+    """What a wrapper wraps with now, as an event's details. Errors: Unavailable, where it has
+    nothing to wrap with (any more).
+    """
+    try:
+        return {
+            "backend": wrapper.name,
+            "master_key_version": wrapper.current_version,
+            "mechanism": wrapper.mechanism,
+        }
+    except HsmError as error:
+        raise map_hsm_error(error) from None
 
 
 def damaged() -> DataLoss:

@@ -9,7 +9,7 @@ import pytest
 from fixtures.journal_events import entries
 from fixtures.models import MakeModel, through
 from fixtures.softhsm import SharedToken, opened
-from ironwork_hsm import MAX_TRIALS, HsmError, MechanismRefused, PinRefused
+from ironwork_hsm import MAX_TRIALS, HsmError, KeyMissing, MechanismRefused, PinRefused
 from ironwork_hsm import Unavailable as HsmUnavailable
 from ironwork_server.core.errors import Unavailable
 from ironwork_server.custody.probe import MasterKeyProbe
@@ -90,6 +90,26 @@ async def test_every_trial_of_a_mechanism_is_recorded(
     assert record.msg == "hsm.mechanism_refused"
     assert vars(record)["mechanism"] == "aes-256-gcm"
     assert vars(record)["next_mechanism"] == "aes-256-gcm-device-iv"
+
+
+class Emptied(Refusing):
+    """A wrapper whose last version was taken away."""
+
+    @property
+    def current_version(self) -> int:  # type: ignore[override]
+        raise KeyMissing("none")
+
+
+async def test_a_wrapper_that_has_nothing_left_to_wrap_with(
+    journal: FileJournal, tmp_path: Path
+) -> None:
+    """It is unavailable in the service's own words, and nothing is asked of its device."""
+    wrapper = Emptied()
+    with pytest.raises(Unavailable) as caught:
+        await MasterKeyProbe([wrapper], journal).check()  # type: ignore[list-item]
+    assert caught.value.reason == "MASTER_KEY_VERSION_MISSING"
+    assert wrapper.asked == 0
+    assert not list(entries(tmp_path / "audit"))
 
 
 async def test_a_device_that_refuses_for_ever(journal: FileJournal, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fixtures.gcp import KEY, Fault, GcpKms, State, serving
 from ironwork_hsm import (
     BackendOptions,
     BlobRejected,
+    Busy,
     ConfigurationError,
     HsmError,
     KeyMissing,
@@ -239,7 +240,7 @@ async def test_calls_have_a_bound(gcp_kms: GcpKms) -> None:
         gcp_kms.next.extend([Fault(hang=True)] * 9)
         calls = [asyncio.create_task(backend.wrap(bytes(32), CONTEXT)) for _ in range(3)]
         await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match="busy"):
+        with pytest.raises(Busy, match="busy"):
             await backend.wrap(bytes(32), CONTEXT)
         assert all(
             isinstance(error, Unavailable)

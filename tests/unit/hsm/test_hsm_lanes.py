@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from ironwork_hsm import HsmError, PinRefused, Unavailable
+from ironwork_hsm import Busy, HsmError, PinRefused, Unavailable
 from ironwork_hsm.pkcs11.lanes import Lanes
 
 LONG = 30.0  # seconds; a deadline that no passing test reaches
@@ -126,7 +126,7 @@ async def test_a_full_queue_is_busy() -> None:
             asyncio.create_task(lanes.run(lambda _: "served", deadline_s=LONG)) for _ in range(2)
         ]
         await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match="busy"):
+        with pytest.raises(Busy, match="busy"):
             await lanes.run(lambda _: "never", deadline_s=LONG)
         block.release.set()
         assert await asyncio.gather(*waiting) == ["served", "served"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fixtures.softhsm import MakeToken, opened
-from ironwork_hsm import BackendOptions, Unavailable
+from ironwork_hsm import BackendOptions, Busy, Unavailable
 from ironwork_hsm.pkcs11 import backend as module
 from ironwork_hsm.pkcs11 import rung
 from ironwork_hsm.pkcs11.errors import DeviceAnswer
@@ -97,7 +97,7 @@ async def test_a_full_queue_is_busy_behind_the_interface(
         await asyncio.to_thread(slow.entered.wait, LONG)
         waiting = [asyncio.create_task(backend.unwrap(wrapped, CONTEXT)) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match="busy"):
+        with pytest.raises(Busy, match="busy"):
             await backend.unwrap(wrapped, CONTEXT)
         slow.release.set()
         assert await asyncio.gather(inside, *waiting) == [b"k" * 32] * 3

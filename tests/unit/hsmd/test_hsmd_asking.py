@@ -1,0 +1,129 @@
+"""Asking devices: whose failure it is when one cannot be asked, and what cannot be recorded."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ironwork_hsm import BackendOptions, Busy, HsmError, Unavailable, WrappedKey
+from ironwork_hsm.daemon.operations import Operations
+from ironwork_hsm.daemon.rate import Rates
+from ironwork_hsm.daemon.record import LogRecord, open_record
+from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.connection import Connection
+from ironwork_hsm.remote.place import Peer
+from ironwork_hsm.remote.wire import Frame, KeyInfo, Kind
+
+NAME = "pkcs11:token=t;object=o"
+PEER = Peer(pid=1, uid=1001)
+
+
+class Device:
+    """Stands where a device does: answers DONE, or is too busy to be asked."""
+
+    name = NAME
+    problem: HsmError | None = None
+
+    def __init__(self) -> None:
+        self.info = wire.Info((KeyInfo(NAME, 1, "aes-256-gcm"),), None, None)
+        self.busy_for: set[Kind] = set()
+        self.replaced: list[HsmError] = []
+
+    def send(self, build: Callable[[int], bytes], answered: Callable[[Any], None]) -> None:
+        frame = wire.parse_body(memoryview(build(1))[wire.LENGTH.size :])
+        if frame.kind in self.busy_for:
+            raise Busy("full")
+        answered(wire.parse_body(memoryview(wire.done(1))[wire.LENGTH.size :]))
+
+    def replace(self, problem: HsmError) -> None:
+        self.replaced.append(problem)
+
+    def learn(self, info: wire.Info) -> None:
+        self.info = info
+
+
+@pytest.fixture
+async def record(tmp_path: Path) -> AsyncIterator[LogRecord]:
+    """A real record in tmp_path/record."""
+    made = open_record(tmp_path / "record", "hsm/one")
+    yield made
+    await made.close()
+
+
+def asking(record: LogRecord) -> tuple[Operations, Device]:
+    operations, device = Operations(record, Rates(1000, 1000)), Device()
+    operations.use([device], None)  # type: ignore[list-item]
+    return operations, device
+
+
+def frame(data: bytes) -> Frame:
+    return wire.parse_body(memoryview(data)[wire.LENGTH.size :])
+
+
+async def test_a_device_that_is_too_busy_to_be_tried_is_not_replaced(record: LogRecord) -> None:
+    """A trial for which there is no room says nothing of the device."""
+    operations, device = asking(record)
+    device.busy_for = {Kind.CHECK}
+    operations.try_device(device)  # type: ignore[arg-type]
+    await operations.settle(20)
+    assert device.replaced == []
+
+
+async def test_a_record_that_fails_is_not_the_devices_fault(tmp_path: Path) -> None:
+    """Where a trial cannot be recorded it is not made, and a sound device is kept."""
+    record = open_record(tmp_path / "record", "hsm/one")
+    operations, device = asking(record)
+    await record.close()
+    operations.try_device(device)  # type: ignore[arg-type]
+    await operations.settle(20)
+    assert device.replaced == []
+
+
+async def test_an_answer_leaves_also_where_nothing_more_can_be_asked(record: LogRecord) -> None:
+    """A device too busy to say what it offers does not keep an answer from its caller."""
+    operations, device = asking(record)
+    device.busy_for = {Kind.HELLO}
+    answers: list[bytes] = []
+    operations.take(PEER, frame(wire.plain(Kind.CHECK, 7)), answers.append)
+    await operations.settle(20)
+    assert [frame(answer).kind for answer in answers] == [Kind.DONE]
+
+
+async def test_what_cannot_be_recorded_is_malformed(record: LogRecord) -> None:
+    """A request whose fields no event can hold is refused as one that breaks the protocol."""
+    operations, _ = asking(record)
+    wrapped = WrappedKey(NAME, 1, "aes\n256", b"blob")
+    with pytest.raises(wire.Malformed):
+        operations.take(PEER, frame(wire.unwrap(7, wrapped, b"", "")), lambda _: None)
+
+
+async def test_a_full_backlog_is_no_stranger(tmp_path: Path) -> None:
+    """A process that is slow to take connections is unavailable, not taken for another one."""
+    place = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(place))
+        listener.listen(0)
+        first.connect(str(place))
+        with pytest.raises(Unavailable, match="slow"):
+            await Connection(place, BackendOptions(slow_deadline_s=0.1)).open()
+
+
+def test_a_childs_standard_error_holds_no_foreign_text() -> None:
+    """What other libraries log in a device's process is shown by its place only, as JSON."""
+    ours, theirs = socket.socketpair()
+    command = [
+        sys.executable, "-m", "ironwork_hsm.daemon.child", "wrapper", "pkcs11:",
+        "--parent", str(os.getpid()), "--lanes", "1", "--deadline", "1", "--queue", "1",
+    ]  # fmt: skip
+    with theirs, ours:
+        child = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, text=True)
+        ours.sendall(wire.LENGTH.pack(5) + bytes(5))
+        _, errors = child.communicate(timeout=60)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert [line["error"] for line in lines] == ["Malformed"]
