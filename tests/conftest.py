@@ -15,6 +15,7 @@ _PARTS = (
     "server",
     "scene",
     "production",
+    "doctor",
     "hsmd",
     "hsm_faults",
     "spied",

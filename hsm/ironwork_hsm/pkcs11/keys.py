@@ -5,13 +5,20 @@ bytes big endian, from 1. What kind of key a version is says which mechanisms it
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
-from pkcs11.exceptions import AttributeSensitive, AttributeTypeInvalid
+from pkcs11.exceptions import (
+    AttributeReadOnly,
+    AttributeSensitive,
+    AttributeTypeInvalid,
+    AttributeValueInvalid,
+    GeneralError,
+    TemplateInconsistent,
+)
 
 from ironwork_hsm.interface import ConfigurationError, KeyVersion, Unavailable
 from ironwork_hsm.pkcs11.blob import MAX_VERSION
@@ -53,6 +60,26 @@ _ALL_USES = (
     Attribute.UNWRAP,
     Attribute.DERIVE,
 )
+_SECRET: Mapping[Attribute, bool] = {
+    Attribute.PRIVATE: True,
+    Attribute.SENSITIVE: True,
+    Attribute.EXTRACTABLE: False,
+}
+# No further use can be switched on later, in the key or in a copy of it; the tightest first, since
+# not every module knows both. CKA_DESTROYABLE stays as it is: false could never be undone, and
+# `master-key retire --destroy` would be refused.
+_FIXED: Sequence[Mapping[Attribute, bool]] = (
+    {Attribute.MODIFIABLE: False, Attribute.COPYABLE: False},
+    {Attribute.MODIFIABLE: False},
+)
+# How modules refuse an attribute; NSS says of CKA_COPYABLE that there was a general error.
+_REFUSED_TEMPLATE = (
+    AttributeTypeInvalid,
+    AttributeValueInvalid,
+    AttributeReadOnly,
+    TemplateInconsistent,
+    GeneralError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +120,35 @@ def generate_key(session: Any, label: str, version: int, kind: KeyKind = KeyKind
     """Generate this version in the token; session is read-write. Raises Unavailable if another
     process has made the same version meanwhile; then ours is gone again.
     """
-    template = {use: use in _USES[kind] for use in _ALL_USES}
-    key = session.generate_key(
-        _GENERATED_AS[kind],
-        _KEY_BITS,
-        id=struct.pack(">I", version),
-        label=label,
-        store=True,
-        capabilities=_CAPABILITIES[kind],
-        template=template
-        | {Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
-    )
+    key = _generate(session, label, version, kind)
     same = {Attribute.LABEL: label, Attribute.ID: struct.pack(">I", version)}
     if len(list(session.get_objects(same))) != 1:
         key.destroy()
         raise Unavailable(f"Another process has just created version {version}; try again.")
     return _checked(key, kind, label)
+
+
+def _generate(session: Any, label: str, version: int, kind: KeyKind) -> Any:
+    """With the tightest attributes that the module takes."""
+    template = {use: use in _USES[kind] for use in _ALL_USES} | dict(_SECRET)
+
+    def generate(fixed: Mapping[Attribute, bool]) -> Any:
+        return session.generate_key(
+            _GENERATED_AS[kind],
+            _KEY_BITS,
+            id=struct.pack(">I", version),
+            label=label,
+            store=True,
+            capabilities=_CAPABILITIES[kind],
+            template=template | dict(fixed),
+        )
+
+    for fixed in _FIXED:
+        try:
+            return generate(fixed)
+        except _REFUSED_TEMPLATE:
+            continue
+    return generate({})
 
 
 def _checked(key: Any, kind: KeyKind, label: str) -> MasterKey:

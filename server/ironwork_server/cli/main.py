@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_db(commands.add_parser("db", help="migrate, look at or list the database"))
     _add_policy(commands.add_parser("policy", help="write the default policies"))
+    _add_doctor(commands.add_parser("doctor", help="check everything, before and while serving"))
     _add_leakcheck(commands.add_parser("leakcheck", help="look for a key in files"))
     return parser
 
@@ -172,6 +173,16 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
     init = commands.add_parser("init", help="write the default roles into policy.folder")
     _add_config(init)
     init.set_defaults(command=_policy_init)
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--upstream", action="store_true", help="also connect to Anthropic, sending nothing"
+    )
+    parser.add_argument("--pid", type=int, help="also look at the server that is running as PID")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(command=_doctor)
 
 
 def _add_leakcheck(parser: argparse.ArgumentParser) -> None:
@@ -292,6 +303,12 @@ def _policy_init(options: argparse.Namespace) -> int:
     from ironwork_server.cli.policy import init
 
     return init(options.config)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.doctor import doctor
+
+    return doctor(options.config, upstream=options.upstream, pid=options.pid, as_json=options.json)
 
 
 def _leakcheck(options: argparse.Namespace) -> int:
