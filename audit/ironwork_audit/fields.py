@@ -138,6 +138,7 @@ DETAILS: Final[Mapping[str, Rule]] = {
     "purpose": _text(_LABEL, 64),
     # The break-glass recipient: the beginning of its public key's hash.
     "recipient": _text(_LABEL, 64),
+    "unwrap_index": Number(),  # of the intent that a use of a kept data key rests on
     # Policy, certificates and identities.
     "policy_version": _text(_VISIBLE, 128),
     "previous_policy_version": _text(_VISIBLE, 128),

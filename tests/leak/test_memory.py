@@ -2,10 +2,12 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +67,7 @@ class Start:
         self._new_store = new_store
 
     @contextmanager
-    def __call__(self, *arguments: str) -> Iterator[Watched]:
+    def __call__(self, *arguments: str, **overrides: Any) -> Iterator[Watched]:
         folder = self._folder
         for name in ("tls", "db", "policy", "audit"):
             (folder / name).mkdir(mode=0o700)
@@ -78,6 +80,7 @@ class Start:
             signing_key=self._signing_key.uri,
             # A call that its client gave up is still being wound up when the next one begins.
             limits={"max_keys": 5000, "unary_per_principal": 64},
+            **overrides,
         )
         with subject(
             memory_subject.__file__,
@@ -135,6 +138,23 @@ async def test_nothing_of_a_key_is_left_in_memory(start: Start) -> None:
     with start() as watched:
         assert await measure(watched, 48) == NOTHING
         control(watched)
+
+
+@pytest.mark.slow
+async def test_kept_data_keys_are_gone_a_second_after_their_age(start: Start) -> None:
+    """With the data-key cache on, data keys are in memory until its age, which the scan shows, and
+    not a second after it; nobody asked again meanwhile.
+    """
+    age_s = 30
+    bounds = {"max_age_s": age_s, "max_uses": 10_000, "max_entries": 64}
+    with start(data_key_cache=bounds) as watched:
+        await add_keys(watched.server, 48)
+        await use_keys(watched.server, 48)
+        last = time.monotonic()
+        assert watched.copies()["data"] > 0
+        assert time.monotonic() < last + age_s, "the scan took longer than the keys are kept"
+        await asyncio.sleep(last + age_s + 1 - time.monotonic())
+        assert watched.copies() == NONE
 
 
 @pytest.mark.slow

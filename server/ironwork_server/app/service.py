@@ -35,6 +35,7 @@ from ironwork_server.core.names import PageTokens
 from ironwork_server.core.routes import RouteTable
 from ironwork_server.custody.add_key import KeyAdder
 from ironwork_server.custody.checkpoints import ATTEMPT_DEADLINE_S, Checkpointer
+from ironwork_server.custody.data_key_cache import DataKeyCache
 from ironwork_server.custody.delete_key import KeyDeleter
 from ironwork_server.custody.gate import Gate
 from ironwork_server.custody.in_flight import InFlight
@@ -156,7 +157,12 @@ async def _start(
     hsm = HsmState(probe)
     await _in_background(stack, hsm.run())
     vault = Vault(
-        wrappers, store, on_health=hsm.seen, meter=meter, recipient=recipient_of(settings)
+        wrappers,
+        store,
+        on_health=hsm.seen,
+        meter=meter,
+        recipient=recipient_of(settings),
+        cache=_data_key_cache(stack, settings),
     )
     upstream = _upstream(settings, endpoint, meter)
     stack.push_async_callback(upstream.close)
@@ -217,7 +223,9 @@ async def _start(
             meter=meter,
         ),
         lister=KeyLister(store=store, tokens=tokens),
-        deleter=KeyDeleter(store=store, in_flight=in_flight, freshness_s=freshness_s),
+        deleter=KeyDeleter(
+            store=store, in_flight=in_flight, freshness_s=freshness_s, forget=vault.forget
+        ),
         streams=streams,
     )
     reader = log_file.reader()
@@ -360,6 +368,17 @@ async def _open_wrapper(stack: AsyncExitStack, uri: str) -> KeyWrapper:
     wrapper = await open_backend(uri, allow_missing=True)
     stack.push_async_callback(wrapper.close)
     return wrapper
+
+
+def _data_key_cache(stack: AsyncExitStack, settings: Settings) -> DataKeyCache | None:
+    bounds = settings.data_key_cache.bounds
+    if bounds is None:
+        return None
+    kept = {"window_s": bounds.max_age_s, "count": bounds.max_uses}
+    log.warning("memory.keeps_data_keys", extra=kept)
+    cache = DataKeyCache(bounds)
+    stack.callback(cache.clear)
+    return cache
 
 
 async def _show_metrics(

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ironwork_server.core.routes import DEFAULT_GROUPS, KNOWN_GROUPS
+from ironwork_server.custody.data_key_cache import CacheBounds
 from ironwork_server.store import StoreRefused, sqlite_path
 from ironwork_server.upstream.proxy import UpstreamProxy
 
@@ -147,6 +148,27 @@ class Memory(_Section):
     overwrite_freed: bool = True
 
 
+class DataKeyCache(_Section):
+    """Off unless both bounds are set: see docs/security.md."""
+
+    max_age_s: Annotated[float, Field(gt=0, le=300)] | None = None
+    max_uses: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    max_entries: Annotated[int, Field(ge=1, le=10_000)] = 256
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Self:
+        if (self.max_age_s is None) != (self.max_uses is None):
+            raise ValueError("max_age_s and max_uses are set together, or neither")
+        return self
+
+    @property
+    def bounds(self) -> CacheBounds | None:
+        """None where data keys are not kept."""
+        if self.max_age_s is None or self.max_uses is None:
+            return None
+        return CacheBounds(self.max_age_s, self.max_uses, self.max_entries)
+
+
 class Metrics(_Section):
     """listen: '' is off. workspaces: those whose tokens are told apart."""
 
@@ -219,6 +241,7 @@ class Settings(_Section):
     api: Api = Api()
     upstream: Upstream = Upstream()
     memory: Memory = Memory()
+    data_key_cache: DataKeyCache = DataKeyCache()
     metrics: Metrics = Metrics()
     break_glass: BreakGlass = BreakGlass()
 

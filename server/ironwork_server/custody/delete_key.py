@@ -35,9 +35,18 @@ class KeyDeleter:
 
     freshness_s: the greatest age of a read that a request may begin on (use_key.py). A deletion
     returns once every read that came before it has expired, on whichever replica it was made.
+    forget: is told workspace and key, once nothing can begin with the key any more.
     """
 
-    def __init__(self, *, store: KeyStore, in_flight: InFlight, freshness_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        store: KeyStore,
+        in_flight: InFlight,
+        freshness_s: float,
+        forget: Callable[[str, str], None] = lambda workspace, key_id: None,
+    ) -> None:
+        self._forget = forget
         self._store = store
         self._in_flight = in_flight
         self._freshness_s = freshness_s
@@ -106,6 +115,7 @@ class KeyDeleter:
     async def _take_effect(self, permit: Permit, key_id: str, cancel_in_flight: bool) -> int:
         permit.note(cancel_in_flight=cancel_in_flight)
         await self._wait()
+        self._forget(permit.workspace, key_id)
         if not cancel_in_flight:
             return 0
         cancelled = self._in_flight.end((permit.workspace, key_id), "KEY_DELETED")

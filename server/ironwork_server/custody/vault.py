@@ -32,8 +32,16 @@ from ironwork_server.core.errors import DataLoss, IronworkError, Unavailable
 from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import KeyStore
 from ironwork_server.core.secret import Secret
-from ironwork_server.core.values import Action, BreakGlassCopy, Phase, SealedKey, StoredKey
+from ironwork_server.core.values import (
+    Action,
+    AuditReference,
+    BreakGlassCopy,
+    Phase,
+    SealedKey,
+    StoredKey,
+)
 from ironwork_server.custody.break_glass import Recipient
+from ironwork_server.custody.data_key_cache import DataKeyCache
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.uninterrupted import checkpoint
 from ironwork_server.custody.versions import follow
@@ -55,9 +63,13 @@ class Vault:
         on_health: Callable[[bool], None] = lambda healthy: None,
         meter: Meter = SILENT,
         recipient: Recipient | None = None,
+        cache: DataKeyCache | None = None,
     ) -> None:
-        """recipient: whom a copy of each data key is sealed for as well (break-glass)."""
+        """recipient: whom a copy of each data key is sealed for as well (break-glass). cache: keeps
+        data keys between uses; None, the default, unwraps for each.
+        """
         self._recipient = recipient
+        self._cache = cache
         self._wrapping = wrappers[0]
         self._by_name: Mapping[str, KeyWrapper] = {
             name: wrapper for wrapper in wrappers for name in _names(wrapper)
@@ -84,9 +96,20 @@ class Vault:
         permit.require(Action.WITH_KEY)
         if row.workspace != permit.workspace or row.sealed.format != FORMAT:
             raise damaged()
-        return await self._unwrap(
-            permit, row.sealed.wrapped, wrap_context(binding_of(row)), row.key_id
-        )
+        binding, wrapped = binding_of(row), row.sealed.wrapped
+
+        async def ask() -> tuple[bytearray, AuditReference]:
+            return await self._unwrap(permit, wrapped, wrap_context(binding), row.key_id)
+
+        if self._cache is None:
+            data_key, _ = await ask()
+            return data_key
+        return await self._cache.take(permit, binding, wrapped, ask)
+
+    def forget(self, workspace: str, key_id: str) -> None:
+        """The key was deleted: nothing of it is kept."""
+        if self._cache is not None:
+            self._cache.forget(workspace, key_id)
 
     async def pepper(self, permit: Permit) -> Secret:
         """The fingerprint pepper, which the first AddKey makes; the caller wipes it. WithKey asks
@@ -99,7 +122,7 @@ class Vault:
             if permit.action is not Action.ADD_KEY:
                 raise damaged()
             kept = await self._create_pepper(permit)
-        pepper = await self._unwrap(permit, kept, pepper_context(), key_id="")
+        pepper, _ = await self._unwrap(permit, kept, pepper_context(), key_id="")
         try:
             return Secret(pepper)
         finally:
@@ -150,7 +173,8 @@ class Vault:
 
     async def _unwrap(
         self, permit: Permit, wrapped: WrappedKey, context: bytes, key_id: str
-    ) -> bytearray:
+    ) -> tuple[bytearray, AuditReference]:
+        """What was wrapped, for the caller to wipe, and the intent that stands for it."""
         wrapper = self._by_name.get(wrapped.backend)
         if wrapper is None:
             raise Unavailable(
@@ -167,27 +191,32 @@ class Vault:
             backend=wrapped.backend,
             master_key_version=wrapped.key_version,
             mechanism=wrapped.mechanism,
-        ):
-            return await wrapper.unwrap(wrapped, context, reference=permit.correlation_id)
+        ) as intent:
+            opened = await wrapper.unwrap(wrapped, context, reference=permit.correlation_id)
+            return opened, intent
 
     @asynccontextmanager
     async def _recorded(
         self, permit: Permit, operation: str, key_id: str, **details: str | int
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[AuditReference]:
         intent = await permit.before(
             permit.event(Phase.INTENT, operation, key_id=key_id, details=details)
         )
         success, reason, began = False, "INTERRUPTED", perf_counter()
         try:
             await checkpoint()
-            yield
+            yield intent
             success, reason = True, ""
             self._on_health(True)
         except HsmError as error:
             mapped = map_hsm_error(error)
             reason = mapped.reason
             # A device that says that we ask for too much is a sound one.
-            self._on_health(isinstance(error, Busy) or not isinstance(mapped, Unavailable))
+            healthy = isinstance(error, Busy) or not isinstance(mapped, Unavailable)
+            self._on_health(healthy)
+            if not healthy and self._cache is not None:
+                # Who takes the HSM away means to end the keys' use.
+                self._cache.clear()
             raise mapped from None
         finally:
             self._meter.hsm(
