@@ -16,6 +16,7 @@ import pytest
 import ironwork_audit
 import ironwork_hsm
 import ironwork_server
+from ironwork_hsm.daemon import logs as daemon_logs
 from ironwork_server.app import logs
 
 SECRET = "sk-ant-api03-canary"
@@ -55,7 +56,9 @@ def test_every_log_call_is_a_constant_event_with_listed_fields() -> None:
                 continue
             for name in keyword.value.keys:
                 assert isinstance(name, ast.Constant), place
-                assert name.value in logs.FIELDS, f"{place}: {name.value} is not in FIELDS"
+                # The HSM process is a program of its own, with a list of its own.
+                listed = daemon_logs.FIELDS if "/ironwork_hsm/daemon/" in place else logs.FIELDS
+                assert name.value in listed, f"{place}: {name.value} is not in FIELDS"
 
 
 @pytest.fixture
