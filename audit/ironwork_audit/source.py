@@ -4,6 +4,9 @@ Whoever publishes the files is not trusted: each read has a bound and a deadline
 one host and never on to another, and nothing that was read is believed before it is checked.
 """
 
+import contextlib
+import socket
+import threading
 import time
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -75,9 +78,15 @@ class HttpSource:
 
     def __init__(self, url: str, deadline_s: float = DEADLINE_S) -> None:
         """Raises Unreadable for what is not the URL of a folder."""
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, _ = (parts.hostname or "").encode("idna"), parts.port
+        except ValueError:  # a port or an address that is none, a label that is too long
+            raise Unreadable(f"{url}: not an http or https URL") from None
+        if parts.scheme not in {"http", "https"} or not host:
             raise Unreadable(f"{url}: not an http or https URL")
+        if not parts.path.isascii():
+            raise Unreadable(f"{url}: its path must be percent-encoded")
         if parts.username or parts.query or parts.fragment:
             raise Unreadable(f"{url}: must have no user, query or fragment")
         self._url = url.rstrip("/")
@@ -110,6 +119,25 @@ class HttpSource:
         self._connection = connection
         target = f"{urlsplit(self._url).path}/{path}"
         connection.request("GET", target, headers={"Accept-Encoding": "identity"})
+        # The socket's own timeout begins anew with each byte, and a server may send one at a time.
+        watch = threading.Timer(self._deadline_s, _shut, [connection.sock])
+        watch.daemon = True
+        watch.start()
+        try:
+            data = self._receive(connection, path, limit)
+        except (HTTPException, OSError):
+            if time.monotonic() >= deadline:
+                raise TimeoutError from None
+            raise
+        finally:
+            watch.cancel()
+        # What was cut may look like a whole answer: of a head, http.client takes what came.
+        if time.monotonic() >= deadline:
+            self.close()
+            raise TimeoutError
+        return data
+
+    def _receive(self, connection: HTTPConnection, path: str, limit: int) -> bytes:
         response = connection.getresponse()
         self._check(path, response, limit)
         data = bytearray()
@@ -118,8 +146,6 @@ class HttpSource:
             if len(data) > limit:
                 self.close()
                 raise Unreadable(f"{self._url}/{path}: longer than {limit} bytes")
-            if time.monotonic() > deadline:
-                raise TimeoutError
         if response.length:
             raise HTTPException("the body is shorter than announced")
         if response.will_close:
@@ -154,6 +180,12 @@ class HttpSource:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _shut(sock: socket.socket) -> None:
+    """End whatever waits for it; another thread's to call."""
+    with contextlib.suppress(OSError):  # it is closed already
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def open_source(place: str) -> Source:

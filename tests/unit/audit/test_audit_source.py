@@ -1,5 +1,6 @@
 """Reading a log's files: from a folder, and from a web server that is not trusted."""
 
+import contextlib
 import pickle
 import threading
 from collections.abc import Iterator
@@ -104,6 +105,44 @@ def test_a_server_that_is_gone_or_says_nothing() -> None:
         source = HttpSource(url, deadline_s=0.2)
         with pytest.raises(Unreadable, match=r"no answer within 0\.2 s"):
             source.read("checkpoint", 100)
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_server_that_sends_a_byte_at_a_time(first: bytes) -> None:
+    """The deadline is of the whole answer, its head too, not of each byte."""
+    ended = threading.Event()
+
+    class Dribbling(BaseHTTPRequestHandler):
+        def handle_one_request(self) -> None:
+            self.close_connection = True
+            self.wfile.write(first)
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.01):
+                    self.wfile.write(b"x")
+
+    with serving(Dribbling) as url:
+        source = HttpSource(url, deadline_s=0.2)
+        try:
+            with pytest.raises(Unreadable, match=r"no answer within 0\.2 s"):
+                source.read("checkpoint", 1 << 20)
+        finally:
+            ended.set()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://log.test:99999/", "not an http"),
+        ("http://[::1", "not an http"),
+        (f"http://{'a' * 70}.test/", "not an http"),
+        ("http://log.test/\u00fc", "percent-encoded"),
+        ("http://user@log.test/", "no user"),
+    ],
+)
+def test_what_is_no_url_of_a_log(url: str, said: str) -> None:
+    """It is refused as it is given, and names what is wrong."""
+    with pytest.raises(Unreadable, match=said):
+        open_source(url)
 
 
 def test_a_kept_connection_that_the_server_closed() -> None:
