@@ -76,7 +76,6 @@ class Permit:
         intent: AuditReference,
         claims: Claims,
         journal: Journal,
-        publisher: Publisher | None,
     ) -> None:
         if mint is not _MINT:
             raise TypeError("only a Gate makes a Permit")
@@ -87,7 +86,6 @@ class Permit:
         self.intent = intent
         self.claims = claims
         self._journal = journal
-        self._publisher = publisher
         self._open = True
         self._key_id = resource.key_id or ""
         self._details: dict[str, str | int] = {}
@@ -158,8 +156,10 @@ class Permit:
             raise Unavailable("Too many records for one call.", reason="AUDIT_UNAVAILABLE")
         self._pending.append(asyncio.ensure_future(self._journal.append(event)))
 
-    async def close(self, *, success: bool, reason: str) -> AuditEvent:
-        """Record the outcome and end the Permit; the Gate's to call. Returns the outcome."""
+    async def close(self, *, success: bool, reason: str) -> tuple[AuditEvent, AuditReference]:
+        """Record the outcome and end the Permit; the Gate's to call. Gives the outcome and where
+        it stands.
+        """
         self._open = False
         outcome = self.event(
             Phase.OUTCOME,
@@ -177,10 +177,8 @@ class Permit:
             raise Unavailable(
                 "The audit log cannot record this call's outcome.", reason="AUDIT_UNAVAILABLE"
             )
-        if success and self.action in PUBLISHED and self._publisher is not None:
-            (reference,) = written.result()
-            await self._publisher.published(reference)
-        return outcome
+        (reference,) = written.result()
+        return outcome, reference
 
 
 class Gate:
@@ -209,7 +207,7 @@ class Gate:
         # Done when its admission is over: a call is seen to its end also when its RPC has ended.
         self._open: set[asyncio.Future[None]] = set()
         # Outcomes still being written for calls whose task was cancelled; each ends by itself.
-        self._closing: set[asyncio.Task[AuditEvent]] = set()
+        self._closing: set[asyncio.Task[tuple[AuditEvent, AuditReference]]] = set()
 
     async def check(
         self, principal: Principal, action: Action, resource: Resource, claims: Claims
@@ -330,7 +328,6 @@ class Gate:
             intent=intent,
             claims=claims,
             journal=self._journal,
-            publisher=self._publisher,
         )
 
     @asynccontextmanager
@@ -359,21 +356,26 @@ class Gate:
             await self._close(permit, success=False, reason="INTERNAL")
             raise
         else:
-            await self._close(permit, success=True, reason="")
+            reference = await self._close(permit, success=True, reason="")
+            if permit.action in PUBLISHED and self._publisher is not None:
+                await self._publisher.published(reference)
 
-    async def _close(self, permit: Permit, *, success: bool, reason: str) -> None:
+    async def _close(self, permit: Permit, *, success: bool, reason: str) -> AuditReference:
         # The outcome is written also when the call's own task is being cancelled.
         closing = asyncio.ensure_future(permit.close(success=success, reason=reason))
         self._closing.add(closing)
         closing.add_done_callback(self._closed)
-        await asyncio.shield(closing)
+        _, reference = await asyncio.shield(closing)
+        return reference
 
-    def _closed(self, closing: asyncio.Task[AuditEvent]) -> None:
+    def _closed(self, closing: asyncio.Task[tuple[AuditEvent, AuditReference]]) -> None:
         self._closing.discard(closing)
         if closing.cancelled() or closing.exception() is not None:
             log.error("audit.outcome_lost")
-        elif closing.result().reason == REASON_UNDECIDED:
-            self._on_undecided(closing.result())
+            return
+        outcome, _ = closing.result()
+        if outcome.reason == REASON_UNDECIDED:
+            self._on_undecided(outcome)
 
     async def settle(self) -> None:
         """Wait until every call is over, its outcome written and refusals, too; for shutdown, when

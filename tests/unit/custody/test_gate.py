@@ -224,7 +224,7 @@ async def test_settling_with_nothing_under_way_returns_at_once(custody: Custody)
 
 async def test_only_a_gate_makes_permits(custody: Custody) -> None:
     """A Permit cannot be made by hand."""
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="only a Gate"):
         Permit(
             object(),
             principal=a_principal(),
@@ -293,9 +293,11 @@ class Publishing:
 
 
 @pytest.mark.parametrize("action", [Action.ADD_KEY, Action.DELETE_KEY, Action.LIST_MASKED])
-async def test_admin_calls_wait_for_their_checkpoint(custody: Custody, action: Action) -> None:
+async def test_admin_calls_wait_for_their_checkpoint(
+    custody: Custody, action: Action, caplog: pytest.LogCaptureFixture
+) -> None:
     """AddKey and DeleteKey are acknowledged once their outcome is published; while nothing can be,
-    they are refused before they act. Other calls do not wait.
+    they are refused before they act. Other calls do not wait. No outcome is called lost by that.
     """
     publishing = Publishing()
     gate = Gate(
@@ -313,6 +315,7 @@ async def test_admin_calls_wait_for_their_checkpoint(custody: Custody, action: A
         with pytest.raises(Unavailable, match="late"):
             async with gate.admit(a_principal(), action, Resource("acme"), Claims()):
                 pass
+        assert "audit.outcome_lost" not in caplog.messages
         publishing.sick = True
         with pytest.raises(Unavailable, match="sick"):
             async with gate.admit(a_principal(), action, Resource("acme"), Claims()):
