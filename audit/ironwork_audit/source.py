@@ -5,7 +5,6 @@ one host and never on to another, and nothing that was read is believed before i
 """
 
 import contextlib
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from ironwork_audit.tlog.tiles import (
 CHECKPOINT: Final = "checkpoint"
 DEADLINE_S: Final = 30.0
 _CHUNK: Final = 64 * 1024
+_SHUT_RDWR: Final = 2  # socket.SHUT_RDWR
 
 
 class Unreadable(Exception):
@@ -182,10 +182,10 @@ class HttpSource:
             connection.close()
 
 
-def _shut(sock: socket.socket) -> None:
-    """End whatever waits for it; another thread's to call."""
+def _shut(sock: Any) -> None:
+    """End whatever waits for the connection's socket; another thread's to call."""
     with contextlib.suppress(OSError):  # it is closed already
-        sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(_SHUT_RDWR)
 
 
 def open_source(place: str) -> Source:
