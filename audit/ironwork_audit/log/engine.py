@@ -12,7 +12,7 @@ from ironwork_audit.log.errors import LogUnusable, WriteFailed, error_name
 from ironwork_audit.log.filesystem import FileSystem, OperatingSystem, sync_folder, write_file
 from ironwork_audit.log.folder import CHECKPOINT
 from ironwork_audit.log.growth import Tree, grow
-from ironwork_audit.log.pending import pack_frame
+from ironwork_audit.log.pending import NO_SPACE, pack_frame
 from ironwork_audit.log.snapshot import (
     SNAPSHOT_EVERY,
     Fold,
@@ -129,6 +129,18 @@ class AppendLog:
             for index, entry in enumerate(rendered, first):
                 self._fold.take(index, entry)
             return first
+
+    def check(self) -> None:
+        """Look whether an append would find its file, the tiles and room. Raises WriteFailed."""
+        with self._appending, self._noting_breaks():
+            self._refuse_broken()
+            self._active.check_in_place()
+            try:
+                self._tiles.check_in_place()
+                self._file_system.check_room(self._folder)
+            except OSError as error:
+                what = f"the disk takes nothing ({error_name(error)})"
+                raise WriteFailed(what, lasting=error.errno not in NO_SPACE) from None
 
     def integrate(self) -> Tree:
         """Put every durable entry into tiles; the tree that they are. Raises WriteFailed."""

@@ -29,6 +29,9 @@ class FileSystem(Protocol):
     def sync_folder(self, folder: Path) -> None:
         """Make the folder's names durable: fsync(2) on it."""
 
+    def check_room(self, folder: Path) -> None:
+        """Raises ENOSPC or EROFS where the file system can take nothing: statvfs(3)."""
+
 
 class OperatingSystem:
     """The real one."""
@@ -51,6 +54,14 @@ class OperatingSystem:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def check_room(self, folder: Path) -> None:
+        found = os.statvfs(folder)
+        if found.f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        # A file system that does not count its blocks has none at all.
+        if found.f_blocks and not found.f_bavail:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write_all(file_system: FileSystem, fd: int, data: bytes, offset: int) -> None:

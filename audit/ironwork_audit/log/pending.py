@@ -28,7 +28,7 @@ NAMES: Final = ("pending.0", "pending.1")
 # One commit is at most this long, so no more than this can be there without having been synced.
 MAX_COMMIT_BYTES: Final = 2 << 20
 _MAX_HEADER_BYTES: Final = 256
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class PendingFile:
 
     def commit(self, frame: bytes, end: int) -> None:
         """Append a frame and make it durable, all or nothing. Raises WriteFailed."""
-        self._check_in_place()
+        self.check_in_place()
         try:
             write_all(self._file_system, self._fd, frame, self._length)
         except OSError as error:
@@ -150,7 +150,8 @@ class PendingFile:
     def close(self) -> None:
         os.close(self._fd)
 
-    def _check_in_place(self) -> None:
+    def check_in_place(self) -> None:
+        """Raises WriteFailed (lasting) where the file is not the one that was opened, as it was."""
         try:
             here, there = os.fstat(self._fd), self._path.stat(follow_symlinks=False)
         except FileNotFoundError:
@@ -170,4 +171,4 @@ class PendingFile:
             self._file_system.ftruncate(self._fd, self._length)
         except OSError:
             return WriteFailed(what, lasting=True)
-        return WriteFailed(what, lasting=error.errno not in _NO_SPACE)
+        return WriteFailed(what, lasting=error.errno not in NO_SPACE)

@@ -87,8 +87,7 @@ class TileFiles:
 
     def write(self, files: Mapping[TilePath, bytes]) -> None:
         """Write, sync and name them, and then their folders. Raises OSError, WriteFailed."""
-        if not (self._folder / TILES / "entries").is_dir():
-            raise WriteFailed("the log's tiles are gone", lasting=True)
+        self.check_in_place()
         touched: dict[Path, None] = {}
         for tile, data in files.items():
             path = self._folder / tile.path
@@ -99,6 +98,11 @@ class TileFiles:
         for folder in sorted(touched, key=lambda path: -len(path.parts)):
             sync_folder(self._file_system, folder)
         self._named.update(folder for folder in touched if folder.parent in touched)
+
+    def check_in_place(self) -> None:
+        """Raises WriteFailed (lasting) where the tiles' folders are gone."""
+        if not (self._folder / TILES / "entries").is_dir():
+            raise WriteFailed("the log's tiles are gone", lasting=True)
 
     def drop_partial(self, files: Mapping[TilePath, bytes]) -> None:
         """Remove the partial tiles of those that are full now: who wants one of them takes it from

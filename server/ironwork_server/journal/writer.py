@@ -25,6 +25,9 @@ SIGN: Final = "hsm.sign"
 # An event is at most 16 KiB (a test computes it), so a commit is at most 1 MiB.
 MAX_COMMIT_EVENTS: Final = 64
 
+# How often an idle log's folder is looked at, so that health tells what no call has met yet.
+LOOK_S: Final = 0.25
+
 Result = Sequence[AuditReference] | Unavailable
 
 
@@ -125,6 +128,8 @@ class Writer:
             while (batch := self._next()) is not None:
                 if batch:
                     self._write(batch)
+                elif self._problem is None:
+                    self._look()
                 else:
                     self._probe()
         finally:
@@ -133,7 +138,7 @@ class Writer:
                 self._give_up(WriteFailed("the journal's writer stopped", lasting=True), [])
 
     def _next(self) -> list[Request] | None:
-        """The next batch; empty when a full disk shall be tried again; None to end."""
+        """The next batch; empty after a pause in which none came; None to end."""
         with self._condition:
             while not self._queue:
                 if self._stopping:
@@ -149,7 +154,9 @@ class Writer:
 
     def _pause(self) -> float | None:
         problem = self._problem
-        return None if problem is None or problem.lasting else self._tuning.probe_s
+        if problem is None:
+            return LOOK_S
+        return None if problem.lasting else self._tuning.probe_s
 
     def _write(self, batch: Sequence[Request]) -> None:
         events = [event for request in batch for event in request.events]
@@ -165,6 +172,15 @@ class Writer:
             index += len(request.events)
         self._settle(results)
 
+    def _look(self) -> None:
+        self._busy_since = time.monotonic()
+        try:
+            self._log.check()
+        except WriteFailed as problem:
+            self._give_up(problem, [])
+        finally:
+            self._busy_since = None
+
     def _probe(self) -> None:
         """Try a full disk again, with the entry that says how long nothing could be written."""
         with self._condition:
@@ -172,6 +188,7 @@ class Writer:
         window_s = 0 if since is None else int(time.monotonic() - since)
         details = {"count": refused, "window_s": window_s}
         try:
+            self._log.check()
             self._commit([own_event("journal.resumed", self._tuning.clock(), details)])
         except WriteFailed as problem:
             if problem.lasting:
