@@ -18,8 +18,9 @@ setup: ## Install what is missing: SoftHSM (apt), Python packages (.venv)
 	@scripts/python-env
 
 .PHONY: test-setup
-test-setup: setup ## Install what only tests need (apt)
+test-setup: setup ## Install what only tests need (apt, .venv-tlog)
 	@scripts/system-packages $(TEST_PACKAGES)
+	@scripts/tlog-env
 
 .PHONY: demo
 demo: setup ## Play the whole main job on a throw-away server, about a minute
@@ -85,4 +86,4 @@ check: lint types imports generate-check ## All static checks
 
 .PHONY: clean
 clean: ## Remove what these targets made (not the state folder of `make dev`)
-	rm -rf .venv .venv-protoc .venv-sdks .venv-bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf .venv .venv-protoc .venv-sdks .venv-bench .venv-tlog .venv-tlog.lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
