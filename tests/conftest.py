@@ -5,6 +5,7 @@
 _PARTS = (
     "softhsm",
     "signing",
+    "witness",
     "aws",
     "gcp",
     "models",

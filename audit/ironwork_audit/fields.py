@@ -139,6 +139,8 @@ DETAILS: Final[Mapping[str, Rule]] = {
     # The break-glass recipient: the beginning of its public key's hash.
     "recipient": _text(_LABEL, 64),
     "unwrap_index": Number(),  # of the intent that a use of a kept data key rests on
+    # A witness, by its key's name.
+    "witness": _text(_VISIBLE, 255),
     # Policy, certificates and identities.
     "policy_version": _text(_VISIBLE, 128),
     "previous_policy_version": _text(_VISIBLE, 128),

@@ -22,13 +22,19 @@ from ironwork_audit.source import (
     read_tile,
 )
 from ironwork_audit.tlog.checkpoint import Checkpoint
-from ironwork_audit.tlog.note import BadNote, VerifierKey
-from ironwork_audit.tlog.signed import Cosignature, SignatureRefused, open_checkpoint
+from ironwork_audit.tlog.note import MAX_NOTE_BYTES, BadNote, VerifierKey, parse_note
+from ironwork_audit.tlog.signed import (
+    Cosignature,
+    SignatureRefused,
+    SignedCheckpoint,
+    open_checkpoint,
+)
 from ironwork_audit.tlog.tiles import TILE_HEIGHT, BadTile, TileReader
 from ironwork_audit.tlog.tree import Frontier, frontier_of
 from ironwork_audit.verify_chunk import CHUNK_ENTRIES, Chunk, Finding, Found, Links, check_chunk
 from ironwork_audit.verify_levels import Levels
 from ironwork_audit.verify_unsigned import check_unsigned
+from ironwork_audit.witness import WITNESSED
 
 # A chunk's result takes minutes only on a machine that is stuck.
 _CHUNK_DEADLINE_S: Final = 600.0
@@ -41,7 +47,8 @@ class Verdict:
     """The result. finding: None where all is well. checkpoint: None where none could be opened.
     unfinished: intents without an outcome. times: milliseconds since 1970, of the first and the
     last entry. since: size of the older checkpoint that the log has grown from. unsigned: entries
-    that the log's folder holds after the checkpoint's.
+    that the log's folder holds after the checkpoint's. witnessed: of how many entries the
+    cosignatures are; None where no witness's key was given.
     """
 
     finding: Finding | None
@@ -51,6 +58,7 @@ class Verdict:
     times: tuple[int, int] | None = None
     since: int | None = None
     unsigned: int = 0
+    witnessed: int | None = None
 
 
 def verify(
@@ -64,26 +72,28 @@ def verify(
 ) -> Verdict:
     """Verify the log under its newest checkpoint.
 
-    witnesses: must all have signed it. since: an older checkpoint's bytes, signed by the same key.
-    workers: processes; 1 for this one alone. progress: told (entries done, entries). Raises
-    Unreadable, where nothing can be said of the log.
+    witnesses: must all have signed it, or one before it that the log publishes beside it
+    (`checkpoint.witnessed`) and from which it has grown. since: an older checkpoint's bytes, signed
+    by the same key. workers: processes; 1 for this one alone. progress: told (entries done,
+    entries). Raises Unreadable, where nothing can be said of the log.
     """
     try:
-        opened = open_checkpoint(read_checkpoint(source), key, witnesses)
+        opened, witnessed = _open(source, key, witnesses)
         old = open_checkpoint(since, key).checkpoint if since is not None else None
     except (SignatureRefused, BadNote) as refused:
         return Verdict(Finding(None, str(refused)))
     checkpoint = opened.checkpoint
-    verdict = Verdict(None, checkpoint, opened.cosignatures)
+    verdict = Verdict(None, checkpoint, witnessed.cosignatures)
     scan = _Scan(source, checkpoint)
     try:
-        _check_size(checkpoint, old)
+        for older in (witnessed.checkpoint, old):
+            _check_size(checkpoint, older)
         for chunk in _chunks(source, checkpoint, workers):
             scan.take(chunk)
             progress(scan.frontier.size, checkpoint.size)
         scan.finish()
-        if old is not None:
-            _check_grown(source, checkpoint, old)
+        for older in (witnessed.checkpoint, old):
+            _check_grown(source, checkpoint, older)
         unsigned = 0
         if isinstance(source, FolderSource):
             unsigned = check_unsigned(source, checkpoint.origin, checkpoint.size, scan.links)
@@ -95,7 +105,32 @@ def verify(
         times=scan.times,
         since=None if old is None else old.size,
         unsigned=unsigned,
+        witnessed=witnessed.checkpoint.size if witnesses else None,
     )
+
+
+def _open(
+    source: Source, key: VerifierKey, witnesses: Sequence[VerifierKey]
+) -> tuple[SignedCheckpoint, SignedCheckpoint]:
+    """The newest checkpoint, and the one that the witnesses have signed: the same, or the one that
+    is published beside it, since witnesses take a moment. Raises SignatureRefused, BadNote.
+    """
+    # In this order: a log that is being written only grows in between.
+    beside = _read_witnessed(source) if witnesses else None
+    newest = read_checkpoint(source)
+    signatures = parse_note(newest).signatures
+    here = [key for key in witnesses if any(item.is_of(key) for item in signatures)]
+    if len(here) == len(witnesses) or beside is None:
+        opened = open_checkpoint(newest, key, witnesses)
+        return opened, opened
+    return open_checkpoint(newest, key, here), open_checkpoint(beside, key, witnesses)
+
+
+def _read_witnessed(source: Source) -> bytes | None:
+    try:
+        return source.read(WITNESSED, MAX_NOTE_BYTES)
+    except NotThere:
+        return None
 
 
 class _Scan:
@@ -200,8 +235,10 @@ def _check_size(checkpoint: Checkpoint, old: Checkpoint | None) -> None:
         )
 
 
-def _check_grown(source: Source, checkpoint: Checkpoint, old: Checkpoint) -> None:
+def _check_grown(source: Source, checkpoint: Checkpoint, old: Checkpoint | None) -> None:
     """That the verified tree begins with the old one."""
+    if old is None or old == checkpoint:
+        return
     reader = TileReader(checkpoint.size, lambda tile: read_tile(source, tile))
     try:
         root = frontier_of(old.size, reader).root()

@@ -64,6 +64,7 @@ def _document(verdict: Verdict, origin: str) -> dict[str, object]:
         "first_time_ms": times[0],
         "last_time_ms": times[1],
         "since_size": verdict.since,
+        "witnessed_size": verdict.witnessed,
         "witnesses": {item.name: item.timestamp for item in verdict.cosignatures},
     }
 
@@ -95,7 +96,8 @@ def _show_good(verdict: Verdict, checkpoint: Checkpoint) -> None:
         show.line(out, "note", "yellow", text)
     for item in verdict.cosignatures:
         time = show.shown_time(item.timestamp * 1000)
-        show.line(out, "OK", "bold green", f"witnessed by {item.name} at {time}")
+        text = f"{verdict.witnessed:,} entries witnessed by {item.name} at {time}"
+        show.line(out, "OK", "bold green", text)
     if not verdict.cosignatures:
         text = "UNWITNESSED: no witness's key was given, so a rewrite by the log's own key shows "
         show.line(out, "note", "yellow", text + "only against an older checkpoint (--since)")

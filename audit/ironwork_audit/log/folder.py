@@ -6,6 +6,7 @@ pending.0/1  the write-ahead files            (pending.py)
 state        how far the tree's tiles go      (snapshot.py)
 snapshot     what is derived from the entries (snapshot.py)
 checkpoint   the signed tree head, and tile/: static files that any web server can publish
+checkpoint.witnessed, witness/  what witnesses signed, where there are any (written by the server)
 """
 
 import contextlib

@@ -56,8 +56,22 @@ def open_checkpoint(
     if checkpoint.origin != key.name:
         raise SignatureRefused(f"checkpoint: its origin is not the key's name, {key.name}")
     return SignedCheckpoint(
-        checkpoint, note, tuple(_verify_witness(note, witness) for witness in witnesses)
+        checkpoint, note, tuple(cosignature_of(note, witness) for witness in witnesses)
     )
+
+
+def cosignature_of(note: Note, key: VerifierKey) -> Cosignature:
+    """The newest cosignature of this witness; all of them are checked. Raises SignatureRefused,
+    BadNote.
+    """
+    if key.type is not KeyType.COSIGNATURE_V1:
+        raise BadNote(f"key {key.name}: not a witness's key (type 0x04)")
+    newest = 0
+    for signature in _of(note, key):
+        timestamp, value = parse_cosignature(signature.value)
+        verify_signature(key, cosigned_message(note.text, timestamp), value)
+        newest = max(newest, timestamp)
+    return Cosignature(key.name, newest)
 
 
 def verify_signature(key: VerifierKey, message: bytes, signature: bytes) -> None:
@@ -86,17 +100,6 @@ def _verify(note: Note, key: VerifierKey) -> None:
         raise BadNote(f"key {key.name}: a witness's key, not a log's")
     for signature in _of(note, key):
         verify_signature(key, note.text.encode(), signature.value)
-
-
-def _verify_witness(note: Note, key: VerifierKey) -> Cosignature:
-    if key.type is not KeyType.COSIGNATURE_V1:
-        raise BadNote(f"key {key.name}: not a witness's key (type 0x04)")
-    newest = 0
-    for signature in _of(note, key):
-        timestamp, value = parse_cosignature(signature.value)
-        verify_signature(key, cosigned_message(note.text, timestamp), value)
-        newest = max(newest, timestamp)
-    return Cosignature(key.name, newest)
 
 
 def _of(note: Note, key: VerifierKey) -> list[Signature]:

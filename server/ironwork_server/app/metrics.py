@@ -84,6 +84,15 @@ class PrometheusMeter(Meter):
         )
         self._reloads = self._counter("reloads", "Changed files.", "component", "result")
         self._health = self._gauge("healthy", "1 while a dependency works.", "component")
+        self._witness = self._counter(
+            "witness_submissions", "Checkpoints shown to witnesses.", "witness", "result"
+        )
+        self._witnessed = self._gauge(
+            "witnessed_entries", "Entries of the tree that a witness signed last.", "witness"
+        )
+        self._witnessed_at = self._gauge(
+            "witnessed_timestamp_seconds", "When a witness signed last.", "witness"
+        )
         self._expiry = self._gauge(
             "certificate_expiry_timestamp_seconds", "A certificate's end.", "certificate"
         )
@@ -196,6 +205,13 @@ class PrometheusMeter(Meter):
 
     def healthy(self, component: str, *, healthy: bool) -> None:
         self._health.labels(component).set(1 if healthy else 0)
+
+    def witness(self, name: str, result: str) -> None:
+        self._witness.labels(self._words(name), self._words(result)).inc()
+
+    def witnessed(self, name: str, size: int, timestamp: float) -> None:
+        self._witnessed.labels(self._words(name)).set(size)
+        self._witnessed_at.labels(self._words(name)).set(timestamp)
 
     def expires(self, certificate: str, timestamp: float) -> None:
         self._expiry.labels(certificate).set(timestamp)

@@ -68,6 +68,12 @@ class ServiceRecords:
         operation = "policy.reload" if component == "policy" else "certificate.reload"
         await self._write_or_log(operation, success=False, reason="RELOAD_FAILED")
 
+    async def witness_conflict(self, witness: str, reason: str, size: int) -> None:
+        """A witness knows another history of this log than our tree of this size."""
+        await self._write_or_log(
+            "witness.conflict", success=False, reason=reason, witness=witness, count=size
+        )
+
     async def _flush_regularly(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_INTERVAL_S)

@@ -29,6 +29,7 @@ from ironwork_server.app.metrics_parts import MeteredJournal, MeteredStore
 from ironwork_server.app.records import FLUSH_INTERVAL_S, ServiceRecords
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError, refuse_debugging_loop
+from ironwork_server.app.witness import Shown, show_to_witnesses
 from ironwork_server.core.errors import IronworkError, Unavailable
 from ironwork_server.core.meter import Meter
 from ironwork_server.core.names import PageTokens
@@ -46,7 +47,7 @@ from ironwork_server.custody.read_audit import AuditFollower, AuditLister, Audit
 from ironwork_server.custody.settle import Settler
 from ironwork_server.custody.use_key import KeyUser
 from ironwork_server.custody.vault import Vault
-from ironwork_server.journal import FileJournal, JournalError
+from ironwork_server.journal import FileJournal, JournalError, Witnesses
 from ironwork_server.rpc.audit_service import AuditService
 from ironwork_server.rpc.chain import Chain
 from ironwork_server.rpc.grant import EitherChange, Grants
@@ -141,8 +142,8 @@ async def _start(
     log_file = FileJournal.open(settings.audit.folder, settings.audit.origin)
     stack.push_async_callback(log_file.close)
     journal = MeteredJournal(log_file, meter)
-    checkpointer = await _publish(stack, settings, log_file)
     records = ServiceRecords(journal, meter=meter)
+    checkpointer, witnesses = await _publish(stack, settings, log_file, records, meter)
     await stack.enter_async_context(records.running())
     policy = await _watch_policy(stack, settings, records)
     tls = await _watch_tls(stack, settings, records, meter, check_tls)
@@ -246,6 +247,7 @@ async def _start(
         },
         lost=grants.untrusted,
         meter=meter,
+        witness=None if witnesses is None else witnesses.check,
     )
     await health.refresh()
     await _in_background(stack, health.run())
@@ -304,13 +306,21 @@ async def _listen(
     return server, port
 
 
-async def _publish(stack: AsyncExitStack, settings: Settings, journal: FileJournal) -> Checkpointer:
-    """Sign the log from now on, to the last entry of the shutdown."""
+async def _publish(
+    stack: AsyncExitStack,
+    settings: Settings,
+    journal: FileJournal,
+    records: ServiceRecords,
+    meter: Meter,
+) -> tuple[Checkpointer, Witnesses | None]:
+    """Sign the log from now on, to the last entry of the shutdown, and have it witnessed."""
     signer = await open_audit_signer(settings)
     stack.push_async_callback(signer.close)
-    checkpointer = Checkpointer(journal, signer)
+    shown = Shown()
+    checkpointer = Checkpointer(journal, signer, on_checkpoint=shown)
     checkpointer.resume()
-    log.warning("audit.unwitnessed")
+    witnesses = await show_to_witnesses(stack, settings, journal, checkpointer, records, meter)
+    shown.to = witnesses
     task = asyncio.ensure_future(checkpointer.run())
 
     async def end() -> None:
@@ -321,7 +331,7 @@ async def _publish(stack: AsyncExitStack, settings: Settings, journal: FileJourn
             await asyncio.wait([task])
 
     stack.push_async_callback(end)
-    return checkpointer
+    return checkpointer, witnesses
 
 
 async def _watch_policy(

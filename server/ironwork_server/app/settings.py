@@ -21,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from ironwork_audit.tlog import KeyType, VerifierKey
 from ironwork_server.core.routes import DEFAULT_GROUPS, KNOWN_GROUPS
 from ironwork_server.custody.data_key_cache import CacheBounds
+from ironwork_server.journal.witness_http import checked_url
 from ironwork_server.store import StoreRefused, sqlite_path
 from ironwork_server.upstream.proxy import UpstreamProxy
 
@@ -30,6 +32,7 @@ PREFIX = "IRONWORK_"
 # Read by other programs of ours, and by the command line itself.
 NOT_SETTINGS = frozenset({"IRONWORK_PROFILE", "IRONWORK_CONFIG"})
 MAX_FILE_BYTES = 1024 * 1024
+MAX_WITNESSES = 16
 _LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}")
 
 
@@ -108,16 +111,47 @@ class Store(_Section):
         return sqlite_path(self.url)
 
 
+class Witness(_Section):
+    """Who signs the log's checkpoints beside us. key: its verifier key, name+hash+base64."""
+
+    url: str
+    key: str
+
+    @field_validator("url")
+    @classmethod
+    def _is_usable(cls, url: str) -> str:
+        return checked_url(url)
+
+    @field_validator("key")
+    @classmethod
+    def _is_a_witness(cls, key: str) -> str:
+        if VerifierKey.parse(key).type is not KeyType.COSIGNATURE_V1:
+            raise ValueError("not a witness's verifier key (cosignature/v1, type 0x04)")
+        return key
+
+
 class Audit(_Section):
     """origin: the log's name, stable for the life of the folder. signing_key: the URI of the key
     that signs its checkpoints, in a token and under a PIN of its own. commands_folder: the log of
-    operators' commands, which run beside a server that holds its own.
+    operators' commands, which run beside a server that holds its own. witness_quorum: so many of the witnesses make a
+    checkpoint a witnessed one.
     """
 
     folder: PathName
     commands_folder: PathName | None = None
     signing_key: str | None = None
     origin: str = Field(pattern=r"^[a-z0-9][a-z0-9./_-]{0,127}$")
+    witnesses: tuple[Witness, ...] = Field(default=(), max_length=MAX_WITNESSES)
+    witness_quorum: int = Field(default=1, ge=1, le=MAX_WITNESSES)
+
+    @model_validator(mode="after")
+    def _can_be_witnessed(self) -> Self:
+        names = {VerifierKey.parse(witness.key).name for witness in self.witnesses}
+        if len(names) < len(self.witnesses):
+            raise ValueError("each witness is named once")
+        if self.witnesses and self.witness_quorum > len(self.witnesses):
+            raise ValueError("witness_quorum is larger than the number of witnesses")
+        return self
 
 
 class Limits(_Section):

@@ -63,6 +63,14 @@ class Meter:
     def healthy(self, component: str, *, healthy: bool) -> None:
         """What health found of one dependency."""
 
+    def witness(self, name: str, result: str) -> None:
+        """A witness was shown a checkpoint. name: its key's, of the settings. result: `ok` or the
+        reason of its failure.
+        """
+
+    def witnessed(self, name: str, size: int, timestamp: float) -> None:
+        """A witness has signed the tree of so many entries, at a time of its own clock."""
+
     def expires(self, certificate: str, timestamp: float) -> None:
         """Until when one of our certificates is valid, in seconds since 1970."""
 

@@ -21,6 +21,7 @@ from ironwork_audit.tlog import (
     Signature,
     VerifierKey,
     format_note,
+    parse_note,
 )
 from ironwork_audit.tlog.signed import SignatureRefused, open_checkpoint
 from ironwork_hsm import HsmError, Signer
@@ -89,6 +90,8 @@ class Checkpointer:
         self._signer = signer
         self._on_checkpoint = on_checkpoint
         self._clock = clock
+        # The journal writes one thing at a time; held while it does.
+        self._writing = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._stopping = False
         # Entries below this index are under a published checkpoint.
@@ -113,6 +116,14 @@ class Checkpointer:
                 " back to the key that this log was begun with, or begin a new folder and origin.",
                 reason="AUDIT_KEY_DIFFERS",
             ) from None
+
+    async def cosigned(self, note: bytes) -> None:
+        """Publish the checkpoint anew with its witnesses' signatures; nothing where a newer one is
+        published. Raises Unavailable.
+        """
+        async with self._writing:
+            if Checkpoint.parse(parse_note(note).text).size == self._size:
+                await self._journal.publish(note)
 
     def require(self) -> None:
         """Raises Unavailable while checkpoints fail: an admin call is refused before it acts."""
@@ -185,7 +196,8 @@ class Checkpointer:
             self._settle()
 
     async def _publish(self) -> None:
-        tree = await self._journal.integrate()
+        async with self._writing:
+            tree = await self._journal.integrate()
         text = Checkpoint(self._journal.origin, tree.size, tree.root).text
         value = await self._sign(text.encode(), tree.size)
         note = format_note(text, [Signature.of(self.key, value)])
@@ -195,8 +207,9 @@ class Checkpointer:
             raise Unavailable(
                 "The HSM gave a signature that is none.", reason="SIGNATURE_WRONG"
             ) from None
-        await self._journal.publish(note)
-        self._size = tree.size
+        async with self._writing:
+            await self._journal.publish(note)
+            self._size = tree.size
         self._on_checkpoint(note)
 
     async def _sign(self, text: bytes, size: int) -> bytes:

@@ -7,6 +7,7 @@ from ironwork_audit.log import LogUnusable as JournalUnusable
 from ironwork_audit.log import OriginDiffers
 from ironwork_server.journal.file import FileJournal
 from ironwork_server.journal.reader import EntryFilter, JournalReader, Page
+from ironwork_server.journal.witnesses import Witnesses
 
 __all__ = [
     "EntryFilter",
@@ -18,4 +19,5 @@ __all__ = [
     "JournalUnusable",
     "OriginDiffers",
     "Page",
+    "Witnesses",
 ]

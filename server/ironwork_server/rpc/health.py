@@ -19,8 +19,10 @@ from ironwork_server.rpc.grant import Hold
 
 log = logging.getLogger(__name__)
 
+# Whether the audit log is witnessed: a status of its own, since no call depends on it.
+WITNESS = "ironwork.audit.Witness"
 # "" is the server as a whole.
-SERVICES = frozenset({"", table.KEYS, table.AUDIT})
+SERVICES = frozenset({"", table.KEYS, table.AUDIT, WITNESS})
 INTERVAL_S = 0.5
 CHECK_DEADLINE_S = 3.0
 # A watcher that does not take what is written is let go.
@@ -41,24 +43,31 @@ async def _never(_: Context) -> str:
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it ships no types
-    """One status for all services. grpc_health's own servicer never ends a Watch, so that one
-    watcher would make every drain take its whole grace.
+    """One status for all services but WITNESS, which has its own. grpc_health's own servicer never
+    ends a Watch, so that one watcher would make every drain take its whole grace.
     """
 
     def __init__(self, lost: Lost = _never) -> None:
         self._lost = lost
         self._serving = False
+        self._witnessed = False
         self._draining = False
         self._changed = asyncio.Event()
         # By connection; one that watches nothing any more is forgotten.
         self._watches: Counter[str] = Counter()
 
-    def publish(self, *, serving: bool) -> None:
-        """Tell every watcher; NOT_SERVING for good once drain() was called."""
-        now = serving and not self._draining
-        if now is self._serving and not self._draining:
+    def publish(self, *, serving: bool, witnessed: bool | None = None) -> None:
+        """Tell every watcher; NOT_SERVING for good once drain() was called. witnessed: of WITNESS;
+        None: as it was.
+        """
+        draining = self._draining
+        now = (
+            serving and not draining,
+            (self._witnessed if witnessed is None else witnessed) and not draining,
+        )
+        if now == (self._serving, self._witnessed) and not draining:
             return
-        self._serving = now
+        self._serving, self._witnessed = now
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -123,12 +132,14 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
     def _status(self, service: str) -> int:
         if service not in SERVICES:
             return int(Response.SERVICE_UNKNOWN)
-        return int(Response.SERVING if self._serving else Response.NOT_SERVING)
+        serving = self._witnessed if service == WITNESS else self._serving
+        return int(Response.SERVING if serving else Response.NOT_SERVING)
 
 
 class HealthMonitor:
     """Runs the checks and tells the servicer. A check raises when it fails; failing: the checks
-    that did so at last, with their reasons.
+    that did so at last, with their reasons. witness: the check of WITNESS, on which the others'
+    status does not depend; None: unwitnessed.
     """
 
     def __init__(
@@ -138,10 +149,14 @@ class HealthMonitor:
         interval_s: float = INTERVAL_S,
         lost: Lost = _never,
         meter: Meter = SILENT,
+        witness: Check | None = None,
     ) -> None:
         self._meter = meter
+        self._witness = witness
         self.servicer = HealthServicer(lost)
-        self._checks = checks
+        self._checks = dict(checks)
+        if witness is not None:
+            self._checks["witness"] = witness
         self._interval_s = interval_s
         self.failing: dict[str, str] = {}
 
@@ -164,12 +179,14 @@ class HealthMonitor:
         for name in self._checks:
             self._meter.healthy(name, healthy=name not in failing)
         self.failing = failing
-        self.servicer.publish(serving=not failing)
+        witnessed = self._witness is not None and "witness" not in failing
+        self.servicer.publish(serving=not failing.keys() - {"witness"}, witnessed=witnessed)
 
     async def _run(self, name: str) -> str:
         reason = await self._reason(self._checks[name])
         if reason:
-            self.servicer.publish(serving=False)
+            if name != "witness":
+                self.servicer.publish(serving=False)
             if name not in self.failing:
                 log.error("health.failing", extra={"component": name, "reason": reason})
         return reason

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ironwork_audit.tlog import KeyType, VerifierKey
 from ironwork_server.app.settings import MAX_FILE_BYTES, Settings, SettingsError, load
 from ironwork_server.upstream import UpstreamProxy
 
@@ -289,3 +290,45 @@ def test_a_proxy_is_a_setting(file: Path) -> None:
     assert load(file, {}).upstream.connect_proxy() is None
     proxy = load(file, {"IRONWORK_UPSTREAM__PROXY": "http://p.example:1"}).upstream.connect_proxy()
     assert proxy == UpstreamProxy("p.example", 1)
+
+
+def witness_key(name: str, kind: KeyType = KeyType.COSIGNATURE_V1) -> str:
+    return str(VerifierKey(name, kind, bytes(32)))
+
+
+def audit_variable(*witnesses: tuple[str, str], quorum: int = 1) -> dict[str, str]:
+    listed = ", ".join(f'{{url = "{url}", key = "{key}"}}' for url, key in witnesses)
+    return {
+        "IRONWORK_AUDIT__WITNESSES": f"[{listed}]",
+        "IRONWORK_AUDIT__WITNESS_QUORUM": str(quorum),
+    }
+
+
+def test_witnesses_are_a_setting(file: Path) -> None:
+    """By default there is none; what is set is what is used."""
+    assert load(file, {}).audit.witnesses == ()
+    known = [("https://w.example/x/", witness_key("w1")), ("http://[::1]:1", witness_key("w2"))]
+    audit = load(file, audit_variable(*known, quorum=2)).audit
+    assert [witness.url for witness in audit.witnesses] == ["https://w.example/x", "http://[::1]:1"]
+    assert audit.witness_quorum == 2
+
+
+@pytest.mark.parametrize(
+    ("witnesses", "quorum", "says"),
+    [
+        ([("http://w.example", witness_key("w"))], 1, "is asked by https"),
+        ([("https://u@w.example", witness_key("w"))], 1, "no user"),
+        ([("https://w.example", witness_key("w", KeyType.ED25519))], 1, "type 0x04"),
+        ([("https://w.example", "w+00000000+AAAA")], 1, "key: "),
+        ([("https://w.example", witness_key("w"))] * 2, 1, "named once"),
+        ([("https://w.example", witness_key("w"))], 2, "witness_quorum is larger"),
+        ([], 0, "greater than or equal to 1"),
+    ],
+)
+def test_witnesses_that_cannot_be_used_are_refused(
+    file: Path, witnesses: list[tuple[str, str]], quorum: int, says: str
+) -> None:
+    """The refusal names the setting and the rule."""
+    text = refusal(file, audit_variable(*witnesses, quorum=quorum))
+    assert text.startswith("audit")
+    assert says in text

@@ -41,7 +41,7 @@ def test_a_witnessed_log(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["verify", str(log), "--key", str(KEY), "--witness-key", str(WITNESS_KEY)]
     assert main([*arguments, "--since", str(since)]) == 0
     out = capsys.readouterr().out
-    assert "witnessed by witness.test/w at 2026-11-23T12:00:00.000Z" in out
+    assert "entries witnessed by witness.test/w at 2026-11-23T12:00:00.000Z" in out
     assert "grown from the older checkpoint's 301 entries" in out
     assert "1 calls without an outcome" in out
     assert "UNWITNESSED" not in out
@@ -73,6 +73,7 @@ def test_as_json(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "first_time_ms": 1795435200000,
         "last_time_ms": 1795435200300,
         "since_size": None,
+        "witnessed_size": 301,
         "witnesses": {"witness.test/w": 1795435200},
     }
 

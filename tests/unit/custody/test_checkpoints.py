@@ -10,7 +10,7 @@ import pytest
 from fixtures.journal_events import entries, made, operations
 from fixtures.log_check import check_checkpoint
 from fixtures.signing import MakeSigningKey, SigningKeyFiles
-from ironwork_audit.tlog import Checkpoint, parse_note
+from ironwork_audit.tlog import Checkpoint, Signature, format_note, parse_note
 from ironwork_audit.tlog.signed import open_checkpoint
 from ironwork_hsm import HsmError, Signer
 from ironwork_hsm import Unavailable as HsmUnavailable
@@ -295,3 +295,19 @@ async def test_a_waiter_that_has_gone(running: Running, how: str) -> None:
     getattr(running.checkpointer, how)()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_cosigned_checkpoint_takes_the_place_of_the_same(
+    running: Running, task: asyncio.Task[None]
+) -> None:
+    """What witnesses signed is published, but never over a newer checkpoint."""
+    await running.checkpointer.published(await running.append())
+    note = running.notes[-1]
+    more = parse_note(note)
+    line = Signature("witness.test/w", b"wkey", b"t" * 72)
+    with_witness = format_note(more.text, [*more.signatures, line])
+    await running.checkpointer.cosigned(with_witness)
+    assert running.journal.checkpoint() == with_witness
+    await running.checkpointer.published(await running.append())
+    await running.checkpointer.cosigned(with_witness)
+    assert running.journal.checkpoint() == running.notes[-1] != note
