@@ -24,6 +24,7 @@ test-setup: setup ## Install what only tests need (apt, .venv-tlog)
 
 .PHONY: demo
 demo: setup ## Play the whole main job on a throw-away server, about a minute
+	@scripts/tlog-env
 	@$(BIN)/python -m demo
 
 .PHONY: dev

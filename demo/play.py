@@ -2,7 +2,7 @@
 
 import time
 
-from demo import steps
+from demo import steps, witness
 from demo.backstage import backstage
 from demo.show import Show, Unexpected
 
@@ -29,6 +29,7 @@ def play() -> int:
             steps.refuse_stranger(show, stage)
             steps.audit_trail(show, stage)
             steps.nothing_left_behind(show, stage)
+            witness.refuse_a_rewritten_history(show, stage)
     except Unexpected as failed:
         show.console.print(f"\n[bold red]This did not hold: {failed}[/]")
         return 1

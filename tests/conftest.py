@@ -6,6 +6,7 @@ _PARTS = (
     "softhsm",
     "signing",
     "witness",
+    "verifiers",
     "aws",
     "gcp",
     "models",

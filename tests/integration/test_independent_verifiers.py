@@ -1,9 +1,6 @@
 """Our logs, proofs and signatures, checked by what we did not write: Go's sumdb and openssl."""
 
 import base64
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from fixtures.tlog_made import (
     signed_checkpoint,
     write_log,
 )
+from fixtures.verifiers import Check, openssl_status
 from ironwork_audit.log import AppendLog
 from ironwork_audit.prove import prove_inclusion
 from ironwork_audit.source import FolderSource
@@ -38,35 +36,9 @@ from ironwork_audit.verify import verify
 from ironwork_hsm import SignatureAlgorithm
 from ironwork_hsm.signers import open_signer
 
-GO = Path(__file__).parents[1] / "fixtures" / "golang" / "tlogcheck.go"
 ENTRIES = made_entries(600)
 # Past 65,536, so that there is a tile of the third level.
 LARGE = 66_000
-
-Check = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="session")
-def tlogcheck(tmp_path_factory: pytest.TempPathFactory) -> Check:
-    """Runs the Go program, built from Debian's packages, without modules or a network."""
-    folder = tmp_path_factory.mktemp("go")
-    environment = os.environ | {
-        "GO111MODULE": "off",
-        "GOPATH": "/usr/share/gocode",
-        "GOCACHE": str(folder / "cache"),
-        "GOFLAGS": "",
-    }
-    program = folder / "tlogcheck"
-    command = ["go", "build", "-o", str(program), str(GO)]
-    subprocess.run(command, env=environment, check=True, timeout=110)
-
-    def run(*arguments: object) -> tuple[int, str]:
-        done = subprocess.run(
-            [program, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.returncode, done.stdout.strip() + done.stderr
-
-    return run
 
 
 def publish(log: AppendLog) -> bytes:
@@ -169,20 +141,6 @@ def test_go_refuses_another_key(tlogcheck: Check, tmp_path: Path) -> None:
     assert tlogcheck("log", tmp_path, other)[0] == 1
 
 
-OPENSSL = {
-    KeyType.ED25519: "pkeyutl -verify -pubin -inkey key.der -keyform DER -rawin -in text"
-    " -sigfile signature",
-    KeyType.ECDSA: "dgst -sha256 -verify key.der -keyform DER -signature signature text",
-}
-# What stands before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410, section 4).
-ED25519_SPKI = bytes.fromhex("302a300506032b6570032100")
-
-
-def run(command: list[str], folder: Path) -> int:
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=30, check=False)
-    return done.returncode
-
-
 @pytest.mark.parametrize("algorithm", SignatureAlgorithm)
 async def test_openssl_checks_our_signatures(
     algorithm: SignatureAlgorithm, make_signing_key: MakeSigningKey, tmp_path: Path
@@ -197,12 +155,6 @@ async def test_openssl_checks_our_signatures(
     await signer.close()
     assert open_checkpoint(note, key).checkpoint.size == 600
 
-    signed, _, line = note.decode().rpartition("\n\n")
-    encoded = base64.b64decode(str(key).split("+", 2)[2])[1:]
-    (tmp_path / "key.der").write_bytes(ED25519_SPKI + encoded if is_ed25519 else encoded)
-    (tmp_path / "text").write_text(signed + "\n")
-    (tmp_path / "signature").write_bytes(base64.b64decode(line.split(" ")[2])[4:])
-    command = [shutil.which("openssl") or "openssl", *OPENSSL[kind].split()]
-    for content, status in ((signed + "\n", 0), (signed + "\nx\n", 1)):
-        (tmp_path / "text").write_text(content)
-        assert run(command, tmp_path) == status
+    assert openssl_status(note, key, tmp_path) == 0
+    changed = note.replace(b"\n600\n", b"\n601\n")
+    assert openssl_status(changed, key, tmp_path) == 1
