@@ -133,8 +133,8 @@ class Witness(_Section):
 class Audit(_Section):
     """origin: the log's name, stable for the life of the folder. signing_key: the URI of the key
     that signs its checkpoints, in a token and under a PIN of its own. commands_folder: the log of
-    operators' commands, which run beside a server that holds its own. witness_quorum: so many of the witnesses make a
-    checkpoint a witnessed one.
+    operators' commands, which run beside a server that holds its own. witness_quorum: so
+    many of the witnesses make a checkpoint a witnessed one.
     """
 
     folder: PathName
