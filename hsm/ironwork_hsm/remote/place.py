@@ -5,6 +5,7 @@ import re
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,10 +50,11 @@ def checked_path(path: Path) -> Path:
     return path
 
 
-def folder_owner(socket_path: Path) -> int:
+def folder_owner(socket_path: Path, *, geteuid: Callable[[], int] = os.geteuid) -> int:
     """The uid that owns the socket's folder. Raises ConfigurationError where others than its owner
-    may write to it: they could put a socket of their own there. Raises Unavailable where it is not
-    there.
+    may write to it: they could put a socket of their own there. The same where the folder is
+    neither root's nor this process' own, and others may write to a folder above it: they could put
+    a folder of their own in its place. Raises Unavailable where it is not there.
     """
     folder = socket_path.parent
     try:
@@ -67,7 +69,24 @@ def folder_owner(socket_path: Path) -> int:
             f"The HSM process' folder {folder} can be written to by group or others, who could put"
             f" a socket of their own there; mend it with: chmod go-w {folder}"
         )
+    if status.st_uid not in {0, geteuid()}:
+        above = _open_above(folder)
+        if above is not None:
+            raise ConfigurationError(
+                f"{above}, above the HSM process' folder {folder}, can be written to by group or "
+                "others, who could put a folder of their own in its place; use one below /run."
+            )
     return status.st_uid
+
+
+def _open_above(folder: Path) -> Path | None:
+    """The first folder above this one that group or others may write to. A sticky one too: when
+    what was in it is gone, anybody may make it anew.
+    """
+    for above in Path(os.path.realpath(folder)).parents:
+        if stat.S_IMODE(above.stat().st_mode) & 0o022:
+            return above
+    return None
 
 
 def peer_of(connected: socket.socket) -> Peer:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from ironwork_hsm import BackendOptions, Busy, HsmError, Unavailable, WrappedKey
+from ironwork_hsm import BackendOptions, Busy, ConfigurationError, HsmError, Unavailable, WrappedKey
 from ironwork_hsm.daemon.operations import Operations
 from ironwork_hsm.daemon.rate import Rates
 from ironwork_hsm.daemon.record import LogRecord, open_record
 from ironwork_hsm.remote import wire
 from ironwork_hsm.remote.connection import Connection
-from ironwork_hsm.remote.place import Peer
+from ironwork_hsm.remote.place import Peer, _open_above, folder_owner
 from ironwork_hsm.remote.wire import Frame, KeyInfo, Kind
 
 NAME = "pkcs11:token=t;object=o"
@@ -112,6 +112,26 @@ async def test_a_full_backlog_is_no_stranger(tmp_path: Path) -> None:
         first.connect(str(place))
         with pytest.raises(Unavailable, match="slow"):
             await Connection(place, BackendOptions(slow_deadline_s=0.1)).open()
+
+
+def test_a_folder_that_a_stranger_could_have_made_is_refused(tmp_path: Path) -> None:
+    """Another user's folder below one that all may write to could be anybody's: not used."""
+    above = tmp_path / "all"
+    above.mkdir()
+    above.chmod(0o1777)
+    place = above / "hsmd" / "hsm.sock"
+    place.parent.mkdir(mode=0o755)
+    owner = os.geteuid() or 4711
+    os.chown(place.parent, owner, -1)
+    assert folder_owner(place, geteuid=lambda: owner) == owner
+    with pytest.raises(ConfigurationError, match="above"):
+        folder_owner(place, geteuid=lambda: owner + 1)
+
+
+def test_a_folder_below_closed_ones_may_be_another_users() -> None:
+    """Where nobody else can make the folder, its owner is whom the operator chose."""
+    assert _open_above(Path("/usr/lib")) is None
+    assert folder_owner(Path("/usr/lib/hsm.sock"), geteuid=lambda: 4711) == 0
 
 
 def test_a_childs_standard_error_holds_no_foreign_text() -> None:
