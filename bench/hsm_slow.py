@@ -26,9 +26,24 @@ from with_key import run, through_the_service
 
 from ironwork_client import KeyClient, Profile
 from ironwork_hsm import KeyCreator, open_backend
-from ironwork_hsm.pkcs11.softhsm import SoftHsmToken, create_token, find_module, use_config
+from ironwork_hsm.pkcs11.softhsm import (
+    SoftHsmToken,
+    create_token,
+    find_module,
+    token_uri,
+    use_config,
+)
 from ironwork_server.app.dev.simulator import simulator
-from ironwork_server.app.dev.state import open_state, settings_of, write_profiles
+from ironwork_server.app.dev.state import (
+    AUDIT_TOKEN_LABEL,
+    MARK,
+    TOKEN_LABEL,
+    DevState,
+    open_state,
+    settings_of,
+    write_profiles,
+)
+from ironwork_server.app.devpki import DevCa
 from ironwork_server.app.service import running
 
 DELAY_US = 5_000
@@ -74,7 +89,14 @@ class ServiceProcess:
     """A service of its own with its simulator; module: the HSM's library."""
 
     def __init__(self, stack: ExitStack, folder: Path, module: Path) -> None:
-        command = [sys.executable, __file__, "--serve", str(folder), "--module", str(module)]
+        # SoftHSM has one configuration in a process: the state is made by another, and then the
+        # master key's token is put beside the audit log's.
+        base = [sys.executable, __file__, "--module", str(module)]
+        subprocess.run([*base, "--prepare", str(folder)], check=True, timeout=120)
+        shutil.copytree(
+            folder / "hsm" / "tokens", folder / "hsm-audit" / "tokens", dirs_exist_ok=True
+        )
+        command = [*base, "--serve", str(folder)]
         process = stack.enter_context(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
@@ -87,10 +109,35 @@ class ServiceProcess:
         self.agent = Profile.load(folder / "profiles" / "agent.toml")
 
 
+async def prepare(folder: Path) -> None:
+    """Make a dev state: tokens, keys, database, profiles."""
+    (await open_state(folder)).close()
+
+
+def prepared(folder: Path) -> DevState:
+    """That state, without loading SoftHSM: the service loads it through its own module."""
+    lock = os.open(folder / MARK, os.O_RDWR | os.O_CLOEXEC)
+    token, audit_token = (
+        SoftHsmToken(
+            label=label,
+            uri=token_uri(label, key, folder / place / "pin"),
+            config=folder / place / "softhsm2.conf",
+            pin_file=folder / place / "pin",
+            so_pin_file=folder / place / "so-pin",
+            env={},
+        )
+        for place, label, key in (
+            ("hsm", TOKEN_LABEL, "master"),
+            ("hsm-audit", AUDIT_TOKEN_LABEL, "checkpoints"),
+        )
+    )
+    return DevState(folder.resolve(), DevCa.load(folder / "pki"), token, audit_token, lock)
+
+
 async def serve(folder: Path, module: Path) -> None:
     """That process: until its standard input ends."""
-    state = await open_state(folder)
-    use_config(state.token.config)
+    state = prepared(folder)
+    use_config(state.audit_token.config)
     uri = state.token.uri.replace(str(find_module()), str(module))
     settings = settings_of(state, hsm=uri, listen="127.0.0.1:0", log_level="warning")
     # The audit log's key by the same library: two before one SoftHSM do not share a process.
@@ -137,9 +184,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1)
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--module", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.prepare:
+        asyncio.run(prepare(chosen.prepare))
+        return
     if chosen.serve:
         asyncio.run(serve(chosen.serve, chosen.module))
         return
