@@ -84,6 +84,7 @@ class _Open:
     function: str
     line: int
     time_ms: int = -1
+    last_ms: int = -1
     session: bytes = b""
     mechanism: str = ""
     is_size_query: bool = False
@@ -99,6 +100,10 @@ class _Reader:
     open: list[_Open] = field(default_factory=list)
     returned: list[bool] = field(default_factory=list)
     mechanisms: dict[tuple[bytes, str], str] = field(default_factory=dict)
+    # Calls whose time has not come yet, and the times that have: which is whose shows when each
+    # has one, and not even then where threads met.
+    timeless: list[_Open] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
     next: int = 0
     missing: set[int] = field(default_factory=set)
     time_ms: int = -1
@@ -145,6 +150,7 @@ class _Reader:
         if inside >= _MOST_OPEN or len(self.open) >= _LONGEST_CHAIN:
             raise NotARecord(f"{self.name} line {line}: more than {_MOST_OPEN} calls at once")
         self.open.append(_Open(function, line))
+        self.timeless.append(self.open[-1])
 
     def _detail(self, number: int, line: bytes) -> None:
         if time := _TIME.fullmatch(line):
@@ -179,9 +185,15 @@ class _Reader:
         except ValueError:
             raise NotARecord(f"{self.name} line {number}: not a time") from None
         self.time_ms = int(time.replace(tzinfo=self.zone).astimezone(UTC).timestamp() * 1000 + 0.5)
-        call = self._first(lambda call: call.time_ms < 0)
-        if call is not None:
-            call.time_ms = self.time_ms
+        self.times.append(self.time_ms)
+        if len(self.times) >= len(self.timeless):
+            self._settle_times()
+
+    def _settle_times(self) -> None:
+        for call in self.timeless:
+            call.time_ms, call.last_ms = min(self.times), max(self.times)
+        self.timeless.clear()
+        self.times.clear()
 
     def _return(self, ok: bool) -> None:
         self.returned.append(ok)
@@ -193,6 +205,9 @@ class _Reader:
 
     def _close(self, ok: bool | None) -> None:
         """All open calls have ended; alone, or mixed with each other."""
+        if self.times:
+            self._settle_times()
+        self.timeless.clear()
         mixed = len(self.open) > 1
         for call in self.open:
             used = _BY_INIT.get(call.function)
@@ -213,10 +228,10 @@ class _Reader:
         if call.time_ms < 0 and self.time_ms < 0:
             raise NotARecord(f"{self.name} line {call.line}: a call without a time")
         mechanism = "" if mixed else self.mechanisms.get((call.session, call.function), "")
-        # A mixed call's time may be its neighbour's.
-        time_ms = call.time_ms if call.time_ms >= 0 else self.time_ms
+        first_ms = call.time_ms if call.time_ms >= 0 else self.time_ms
+        last_ms = max(call.last_ms, first_ms)
         place = f"{self.name} line {call.line}"
-        self.calls.append(Call(call.function, mechanism, time_ms, time_ms, ok, place))
+        self.calls.append(Call(call.function, mechanism, first_ms, last_ms, ok, place))
 
 
 def read_spy(path: Path, zone: tzinfo = UTC) -> Recorded:

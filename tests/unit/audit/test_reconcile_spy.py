@@ -100,6 +100,20 @@ def test_lines_that_are_torn_by_threads() -> None:
     assert recorded.ignored == 1
 
 
+def test_times_that_changed_places() -> None:
+    """Where two calls are told before their times, each may have either."""
+    spy = SpyLog()
+    spy.enter("C_Decrypt", 500)
+    time, session = spy.lines[-2:]
+    del spy.lines[-2:]
+    spy.enter("C_Decrypt", 1)
+    spy.lines += [time, session]
+    spy.returned()
+    spy.returned()
+    times = [(call.start_ms - NOW_MS, call.end_ms - NOW_MS) for call in read(spy).calls]
+    assert times == [(1, 500)] * 2
+
+
 def test_a_long_chain_of_overlapping_calls() -> None:
     """Under load the module may never be empty: however long, each call is counted."""
     spy = SpyLog()
