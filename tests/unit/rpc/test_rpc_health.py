@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fixtures.server import AGENT, TestService
 from ironwork_server.core.errors import Unavailable
 from ironwork_server.rpc import health
-from ironwork_server.rpc.health import SERVICES, HealthMonitor
+from ironwork_server.rpc.health import SERVICES, WITNESS, HealthMonitor
 
 Response = health_pb2.HealthCheckResponse
 DEADLINE_S = 20.0
@@ -45,7 +45,7 @@ async def test_nothing_is_serving_before_the_first_check() -> None:
     assert await status(HealthMonitor({"store": Check()})) == Response.NOT_SERVING
 
 
-@pytest.mark.parametrize("service", sorted(SERVICES))
+@pytest.mark.parametrize("service", sorted(SERVICES - {WITNESS}))
 async def test_every_service_follows_the_checks(service: str) -> None:
     """A failing check is NOT_SERVING with its reason; its recovery is SERVING again."""
     check = Check()
@@ -59,6 +59,30 @@ async def test_every_service_follows_the_checks(service: str) -> None:
     check.error = None
     await monitor.refresh()
     assert (await status(monitor, service), monitor.failing) == (Response.SERVING, {})
+
+
+async def test_the_witness_has_a_status_of_its_own() -> None:
+    """Neither follows the other; without a witness it is NOT_SERVING for good."""
+    check, witness = Check(), Check()
+    monitor = HealthMonitor({"store": check}, witness=witness)
+    await monitor.refresh()
+    assert await status(monitor) == await status(monitor, WITNESS) == Response.SERVING
+    witness.error = Unavailable("unseen", reason="UNWITNESSED")
+    await monitor.refresh()
+    assert (await status(monitor), await status(monitor, WITNESS)) == (
+        Response.SERVING,
+        Response.NOT_SERVING,
+    )
+    assert monitor.failing == {"witness": "UNWITNESSED"}
+    witness.error, check.error = None, Unavailable("gone", reason="STORE_UNAVAILABLE")
+    await monitor.refresh()
+    assert (await status(monitor), await status(monitor, WITNESS)) == (
+        Response.NOT_SERVING,
+        Response.SERVING,
+    )
+    alone = HealthMonitor({"store": Check()})
+    await alone.refresh()
+    assert await status(alone, WITNESS) == Response.NOT_SERVING
 
 
 async def test_a_check_that_hangs_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
