@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -54,23 +52,9 @@ def state(made: Path) -> Path:
 
 
 async def add_key(server: Dev) -> None:
-    async with channel(server, "admin") as admin:
+    async with server.channel("admin") as admin:
         request = keys_pb2.AddKeyRequest(parent=PARENT, api_key=server.keys["first"].encode())
         await keys_pb2_grpc.KeyServiceStub(admin).AddKey(request, timeout=DEADLINE_S)
-
-
-def channel(server: Dev, role: str) -> grpc.aio.Channel:
-    profiles = server.state / "profiles"
-    credentials = grpc.ssl_channel_credentials(
-        (profiles / "ca.pem").read_bytes(),
-        (profiles / f"{role}-key.pem").read_bytes(),
-        (profiles / f"{role}.pem").read_bytes(),
-    )
-    options = [
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.ssl_target_name_override", "localhost"),
-    ]
-    return grpc.aio.secure_channel(server.target, credentials, options)
 
 
 class Watching:
@@ -117,7 +101,7 @@ class Watching:
 
 @asynccontextmanager
 async def watching(server: Dev) -> AsyncIterator[Watching]:
-    async with channel(server, "agent") as connection:
+    async with server.channel("agent") as connection:
         agent = Agent(keys_pb2_grpc.KeyServiceStub(connection), PARENT, deadline_s=DEADLINE_S)
         await agent.start()
         seen = Watching(server, agent, health_pb2_grpc.HealthStub(connection))
