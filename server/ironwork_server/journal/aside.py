@@ -9,8 +9,41 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def on_a_thread(
+    work: Callable[[], T], *, name: str, ended: Callable[[], None]
+) -> asyncio.Future[T]:
+    """Begin it; its result or error. ended: called by the thread when it is over, also where nobody
+    waits for the result any more.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # T may be None itself
+
+    def act() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:  # noqa: BLE001  it is raised where it is awaited
+            error = raised
+        ended()
+        # RuntimeError: the loop is closed, so nobody waits there any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, error)
+
+    # A thread of an executor would keep the process from ending.
+    threading.Thread(target=act, name=name, daemon=True).start()
+    return future
+
+
 class Aside:
-    """One call at a time. A thread of an executor would keep the process from ending."""
+    """One call at a time."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -29,29 +62,10 @@ class Aside:
         """
         if self.busy:
             raise TimeoutError
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]  # T may be None itself
-
-        def act() -> None:
-            result, error = None, None
-            try:
-                result = work()
-            except Exception as raised:  # noqa: BLE001  it is raised where it is awaited
-                error = raised
-            self.busy = False
-            # RuntimeError: the loop is closed, so nobody waits there any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(settle, result, error)
-
         self.busy = True
-        threading.Thread(target=act, name=self._name, daemon=True).start()
+        future = on_a_thread(work, name=self._name, ended=self._ended)
         async with asyncio.timeout(deadline_s):
             return await future
+
+    def _ended(self) -> None:
+        self.busy = False

@@ -1,6 +1,7 @@
 """Reading pages of the log while it grows."""
 
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from fixtures.journal_events import NOW, ORIGIN, intent, made
 from ironwork_audit import parse
+from ironwork_audit.log import AppendLog
 from ironwork_server.core.errors import DataLoss, Unavailable
 from ironwork_server.journal import EntryFilter, FileJournal, JournalReader
 from ironwork_server.journal import reader as reader_module
@@ -185,3 +187,29 @@ async def test_an_entry_that_changed_is_data_loss(
     with pytest.raises(DataLoss) as failed:
         await journal.reader().page(after_index=-1, limit=5, filter=EntryFilter(start_time=NOW))
     assert failed.value.reason == "AUDIT_DAMAGED"
+
+
+async def test_a_disk_that_hangs_holds_two_threads(
+    journal: FileJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads that were given up on keep their places until they end, so that no number of calls
+    takes every thread; when the disk answers, reading goes on.
+    """
+    await fill(journal, 3)
+    reader, goes_on, begun = journal.reader(), threading.Event(), []
+    real = AppendLog.read
+
+    def hanging(log: AppendLog, start: int, limit: int) -> Sequence[bytes]:
+        begun.append(start)
+        goes_on.wait()
+        return real(log, start, limit)
+
+    monkeypatch.setattr(AppendLog, "read", hanging)
+    monkeypatch.setattr(reader_module, "_DEADLINE_S", 0.05)
+    for _ in range(4):
+        with pytest.raises(Unavailable):
+            await reader.page(after_index=-1, limit=1, filter=EVERYTHING)
+    assert begun == [0, 0]
+    goes_on.set()
+    monkeypatch.setattr(reader_module, "_DEADLINE_S", 10.0)
+    assert await read_all(reader, EVERYTHING, 10) == ([0, 1, 2], 1)
