@@ -26,7 +26,7 @@ from fixtures.silence import SilentProxy
 from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
 from ironwork_client import KeyClient, Profile
 from ironwork_server.app.devpki import write_client_profile
-from ironwork_server.app.service import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S
+from ironwork_server.app.grpc_server import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S
 from ironwork_simulator import Behaviour
 from ironwork_simulator.filling import filling, filling_sha256
 

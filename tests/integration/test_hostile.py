@@ -20,7 +20,7 @@ from fixtures.server import AGENT, PARENT, StartService, TestService
 from fixtures.softhsm import MakeToken
 from ironwork.keys.v1 import keys_pb2
 from ironwork_hsm.pkcs11 import rung
-from ironwork_server.app import service as composition
+from ironwork_server.app import grpc_server
 from ironwork_server.app.devpki import DevCa
 from ironwork_server.cli.main import main
 
@@ -92,8 +92,8 @@ async def test_connection_without_handshake(
     start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection on which nobody agrees on TLS is closed at the handshake's deadline."""
-    assert composition.HANDSHAKE_S <= 10
-    monkeypatch.setattr(composition, "HANDSHAKE_S", 1)
+    assert grpc_server.HANDSHAKE_S <= 10
+    monkeypatch.setattr(grpc_server, "HANDSHAKE_S", 1)
     service = await start_service()
     with socket.create_connection(("127.0.0.1", service.service.port)) as silent:
         silent.setblocking(False)

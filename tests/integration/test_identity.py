@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fixtures.agent import Agent, reason_of, status_of
 from fixtures.server import ADMIN, AGENT, AUDITOR, PARENT, STRANGER, TestService, spiffe
 from ironwork.keys.v1 import audit_pb2, audit_pb2_grpc, keys_pb2, keys_pb2_grpc
-from ironwork_server.app import service as composition
+from ironwork_server.app import grpc_server
 from ironwork_server.app.devpki import DevCa, Issued, key_usage
 from ironwork_server.rpc import table
 
@@ -231,7 +231,7 @@ async def test_a_method_without_a_row_is_refused(
         server.add_generic_rpc_handlers((generic,))
 
     monkeypatch.setattr(
-        composition.keys_pb2_grpc, "add_KeyServiceServicer_to_server", register_more
+        grpc_server.keys_pb2_grpc, "add_KeyServiceServicer_to_server", register_more
     )
     service = await start_service()
     channel = service.channel(ADMIN)

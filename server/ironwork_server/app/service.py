@@ -2,33 +2,32 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc.aio
-from grpc_health.v1 import health_pb2_grpc
 
-from ironwork.keys.v1 import audit_pb2_grpc, keys_pb2_grpc
 from ironwork_hsm import HsmError, KeyWrapper
 from ironwork_hsm.backends import open_backend
 from ironwork_server.access.errors import AccessConfigurationError
 from ironwork_server.access.identity import IdentityMapper
 from ironwork_server.access.limits import Limits, LimitSettings
-from ironwork_server.access.policy import CedarPolicy
-from ironwork_server.access.reload import Reloading
 from ironwork_server.access.rules import IdentityRule
-from ironwork_server.access.tls import ServerTls, server_credentials
+from ironwork_server.access.tls import ServerTls
 from ironwork_server.access.trust import ClientTrust
 from ironwork_server.app.audit_key import open_audit_signer
+from ironwork_server.app.background import in_background, regularly
 from ironwork_server.app.break_glass import recipient_of
+from ironwork_server.app.grpc_server import listen
 from ironwork_server.app.hsm_state import HsmState
-from ironwork_server.app.metrics import PrometheusMeter, tell_expiry
+from ironwork_server.app.metrics import PrometheusMeter
 from ironwork_server.app.metrics_listener import listening
 from ironwork_server.app.metrics_parts import MeteredJournal, MeteredStore
-from ironwork_server.app.records import FLUSH_INTERVAL_S, ServiceRecords
+from ironwork_server.app.records import ServiceRecords
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError, refuse_debugging_loop
+from ironwork_server.app.watched import watch_policy, watch_tls
 from ironwork_server.app.witness import Shown, show_to_witnesses
 from ironwork_server.core.errors import IronworkError, Unavailable
 from ironwork_server.core.meter import Meter
@@ -65,16 +64,6 @@ log = logging.getLogger(__name__)
 
 # A request begins on a read of the database that is at most this old (DESIGN 4).
 FRESHNESS_S = 1.0
-# AddKey answers 10 MB of text with the field's name and the mend, so it has to arrive.
-MAX_MESSAGE_BYTES = 11 * 1024 * 1024
-# What gRPC holds of a stream that is not being read; an upload sends as much in a round trip.
-WINDOW_BYTES = 256 * 1024
-# A peer that has gone silent is noticed within the sum.
-KEEPALIVE_S = 20
-KEEPALIVE_TIMEOUT_S = 10
-MAX_CONNECTION_AGE_S = 3600
-# For TLS to be agreed on. A connection that says nothing costs a file descriptor until then.
-HANDSHAKE_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +134,8 @@ async def _start(
     records = ServiceRecords(journal, meter=meter)
     checkpointer, witnesses = await _publish(stack, settings, log_file, records, meter)
     await stack.enter_async_context(records.running())
-    policy = await _watch_policy(stack, settings, records)
-    tls = await _watch_tls(stack, settings, records, meter, check_tls)
+    policy = await watch_policy(stack, settings, records)
+    tls = await watch_tls(stack, settings, records, meter, check_tls)
     wrappers = [await _open_wrapper(stack, uri) for uri in settings.master_key.uris]
     for wrapper in wrappers:
         check_master_key(wrapper)
@@ -156,7 +145,7 @@ async def _start(
     stack.push_async_callback(opened.close)
     store = MeteredStore(opened, meter)
     hsm = HsmState(probe)
-    await _in_background(stack, hsm.run())
+    await in_background(stack, hsm.run())
     vault = Vault(
         wrappers,
         store,
@@ -170,7 +159,7 @@ async def _start(
     settler = Settler(
         store=store, journal=journal, reader=log_file.reader(), left=log_file.undecided
     )
-    await _in_background(stack, settler.run())
+    await in_background(stack, settler.run())
     limits = Limits(_limits(settings))
     gate = Gate(
         policy=lambda: policy.value,
@@ -181,10 +170,10 @@ async def _start(
         publisher=checkpointer,
     )
     stack.push_async_callback(gate.settle)
-    await _in_background(stack, _regularly(gate.write_refusals))
+    await in_background(stack, regularly(gate.write_refusals))
     uses = UseRecorder(store)
     stack.push_async_callback(uses.flush)
-    await _in_background(stack, uses.run())
+    await in_background(stack, uses.run())
     in_flight = InFlight()
     drain = Drain()
     trust = ClientTrust(lambda: tls.value.client_ca)
@@ -250,60 +239,16 @@ async def _start(
         witness=None if witnesses is None else witnesses.check,
     )
     await health.refresh()
-    await _in_background(stack, health.run())
+    await in_background(stack, health.run())
     meter.watch("open", "What is under way.", "what", limits.open_counts)
     meter.watch(
         "upstream_connections", "Connections to Anthropic.", "state", upstream.connection_counts
     )
     metrics = await _show_metrics(stack, settings, meter)
     reading = TableInterceptor(peers=peers, meter=meter)
-    server, port = await _listen(settings, tls, reading, keys, audit, health)
+    server, port = await listen(settings, tls, reading, keys, audit, health)
     stack.push_async_callback(server.stop, 0)
     return Service(port, server, health, reading, metrics, drain, settings.drain_s)
-
-
-async def _listen(
-    settings: Settings,
-    tls: Reloading[ServerTls],
-    reading: TableInterceptor,
-    keys: KeyService,
-    audit: AuditService,
-    health: HealthMonitor,
-) -> tuple[grpc.aio.Server, int]:
-    server = grpc.aio.server(
-        interceptors=[reading],
-        options=[
-            # Two servers on one port would share its calls silently.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_concurrent_streams", settings.limits.streams_per_connection),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_metadata_size", 16 * 1024),
-            # A stream's window, fixed: gRPC would grow it to what the network carries, and then
-            # holds megabytes for each stream that nobody reads (ADR 0016).
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
-            # Connections keep the trust roots they were made with: rpc/grant.py ends their calls.
-            ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
-            ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
-            ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
-            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
-            # gRPC's own pings would hold the keepalive back for a minute.
-            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ],
-    )
-    keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server)
-    audit_pb2_grpc.add_AuditServiceServicer_to_server(audit, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    try:
-        port = server.add_secure_port(settings.listen, server_credentials(tls))
-    except RuntimeError:
-        raise StartupError(
-            f"{settings.listen} cannot be listened on: the port is in use or not allowed."
-            " Set `listen` to another address, or stop what uses it."
-        ) from None
-    await server.start()
-    return server, port
 
 
 async def _publish(
@@ -332,45 +277,6 @@ async def _publish(
 
     stack.push_async_callback(end)
     return checkpointer, witnesses
-
-
-async def _watch_policy(
-    stack: AsyncExitStack, settings: Settings, records: ServiceRecords
-) -> Reloading[CedarPolicy]:
-    folder = settings.policy.folder
-    policy = Reloading(
-        lambda: CedarPolicy.load(folder),
-        [folder],
-        name="policy",
-        on_success=lambda _, new: records.policy_reloaded(new.version),
-        on_failure=lambda _: records.reload_failed("policy"),
-    )
-    return await stack.enter_async_context(policy)
-
-
-async def _watch_tls(
-    stack: AsyncExitStack,
-    settings: Settings,
-    records: ServiceRecords,
-    meter: PrometheusMeter,
-    check: Callable[[ServerTls], None],
-) -> Reloading[ServerTls]:
-    files = settings.tls
-
-    def load() -> ServerTls:
-        loaded = ServerTls.load(files.certificate, files.private_key, files.client_ca)
-        check(loaded)
-        tell_expiry(meter, loaded)
-        return loaded
-
-    tls = Reloading(
-        load,
-        [files.certificate, files.private_key, files.client_ca],
-        name="tls",
-        on_success=lambda _old, _new: records.certificates_reloaded(),
-        on_failure=lambda _: records.reload_failed("tls"),
-    )
-    return await stack.enter_async_context(tls)
 
 
 async def _open_wrapper(stack: AsyncExitStack, uri: str) -> KeyWrapper:
@@ -411,22 +317,6 @@ def _upstream(settings: Settings, endpoint: UpstreamEndpoint, meter: Meter) -> H
     if proxy is not None:
         log.info("upstream.proxied", extra={"address": f"{proxy.host}:{proxy.port}"})
     return upstream
-
-
-async def _in_background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
-    task = asyncio.ensure_future(work)
-
-    async def end() -> None:
-        task.cancel()
-        await asyncio.wait([task])
-
-    stack.push_async_callback(end)
-
-
-async def _regularly(work: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await asyncio.sleep(FLUSH_INTERVAL_S)
-        await work()
 
 
 def _mapper(settings: Settings) -> IdentityMapper:
