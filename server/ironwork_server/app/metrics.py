@@ -18,7 +18,7 @@ from ironwork_server.core.meter import CallFigures, Meter
 from ironwork_server.core.values import Verdict
 
 OTHER = "other"
-# Of one label; more than the code has words, and a bound all the same.
+# Of all labels together; more than the code has words, and a bound all the same.
 MAX_VALUES = 128
 MAX_LENGTH = 128
 
