@@ -93,7 +93,7 @@ def test_the_log_s_key_is_made_once(
     production: Production, make_token: MakeToken, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`audit-key create` makes it in its token, on record, and says the verifier key; `show` says
-    the same; a second `create` changes nothing.
+    the same, with `--commands` under the name of the operators' log; a second `create` changes nothing.
     """
     token = make_token()
     production.settings["audit"]["signing_key"] = token.uri_for("checkpoints")
@@ -106,6 +106,10 @@ def test_the_log_s_key_is_made_once(
     assert (key.name, key.type) == ("keys.acme.example/one", KeyType.ED25519)
     assert main(["audit-key", "show", *config]) == 0
     assert capsys.readouterr().out == said
+    assert main(["audit-key", "show", "--commands", *config]) == 0
+    of_commands = VerifierKey.parse(capsys.readouterr().out.strip())
+    assert of_commands.name == "keys.acme.example/one/commands"
+    assert of_commands.public_key == key.public_key
     assert main(["audit-key", "create", *config]) == 1
     assert "already" in capsys.readouterr().err
     found = [entry.event for entry in entries(production.folder / "audit")]

@@ -38,11 +38,13 @@ async def create_audit_key(settings: Settings) -> VerifierKey:
         await journal.close()
 
 
-async def show_audit_key(settings: Settings) -> VerifierKey:
-    """The public half of the key in the token. Errors: StartupError, HsmError."""
+async def show_audit_key(settings: Settings, origin: str) -> VerifierKey:
+    """The public half of the key in the token, as the verifier key of a log that it signs. Errors:
+    StartupError, HsmError.
+    """
     signer = await open_audit_signer(settings)
     try:
-        return verifier_key(settings.audit.origin, signer)
+        return verifier_key(origin, signer)
     finally:
         await signer.close()
 

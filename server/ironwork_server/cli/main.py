@@ -154,6 +154,12 @@ def _add_audit_key(parser: argparse.ArgumentParser) -> None:
         sub = commands.add_parser(name, help=text)
         _add_config(sub)
         sub.set_defaults(command=command)
+        if name == "show":
+            sub.add_argument(
+                "--commands",
+                action="store_true",
+                help="of the log that `master-key` commands keep, not of the server's",
+            )
 
 
 def _add_db(parser: argparse.ArgumentParser) -> None:
@@ -254,7 +260,7 @@ def _audit_key_create(options: argparse.Namespace) -> int:
 def _audit_key_show(options: argparse.Namespace) -> int:
     from ironwork_server.cli.audit_key import show
 
-    return show(options.config)
+    return show(options.config, commands=options.commands)
 
 
 def _master_key_rotate(options: argparse.Namespace) -> int:

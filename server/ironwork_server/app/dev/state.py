@@ -188,7 +188,7 @@ def _audit_token(state: Path) -> SoftHsmToken:
 async def _audit_key(settings: Settings) -> VerifierKey:
     """The signing key, which the first start makes."""
     try:
-        return await show_audit_key(settings)
+        return await show_audit_key(settings, settings.audit.origin)
     except KeyMissing:
         return await create_audit_key(settings)
 
