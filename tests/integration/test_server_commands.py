@@ -93,7 +93,8 @@ def test_the_log_s_key_is_made_once(
     production: Production, make_token: MakeToken, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`audit-key create` makes it in its token, on record, and says the verifier key; `show` says
-    the same, with `--commands` under the name of the operators' log; a second `create` changes nothing.
+    the same, with `--commands` under the name of the operators' log; a second `create` changes
+    nothing.
     """
     token = make_token()
     production.settings["audit"]["signing_key"] = token.uri_for("checkpoints")
@@ -109,7 +110,7 @@ def test_the_log_s_key_is_made_once(
     assert main(["audit-key", "show", "--commands", *config]) == 0
     of_commands = VerifierKey.parse(capsys.readouterr().out.strip())
     assert of_commands.name == "keys.acme.example/one/commands"
-    assert of_commands.public_key == key.public_key
+    assert of_commands.public == key.public
     assert main(["audit-key", "create", *config]) == 1
     assert "already" in capsys.readouterr().err
     found = [entry.event for entry in entries(production.folder / "audit")]
