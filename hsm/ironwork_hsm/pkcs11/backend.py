@@ -27,6 +27,7 @@ from ironwork_hsm.pkcs11.blob import (
 from ironwork_hsm.pkcs11.destroy import destroy
 from ironwork_hsm.pkcs11.errors import translate
 from ironwork_hsm.pkcs11.keys import KeyKind, MasterKey, find_keys, generate_key
+from ironwork_hsm.pkcs11.known import KnownVersions
 from ironwork_hsm.pkcs11.ladder import RUNGS, Ladder
 from ironwork_hsm.pkcs11.lanes import Lanes, keep
 from ironwork_hsm.pkcs11.module import Module, load_module
@@ -45,6 +46,7 @@ class _Lane:
 
     seat: Seat
     label: str
+    known: KnownVersions
     keys: dict[int, MasterKey] = field(default_factory=dict)
 
     def call(self, function: "Callable[[_Lane], Result]") -> Result:
@@ -65,15 +67,24 @@ class _Lane:
 
     def search(self) -> dict[int, MasterKey]:
         self.keys = find_keys(self.seat.session, self.label)
+        self.known.found(self.keys)
         return self.keys
 
     def master(self, version: int) -> MasterKey:
-        """Searches once where it is unknown, since another process may have made it."""
-        master = self.keys.get(version) or self.search().get(version)
+        """Searches where it is unknown, since another process may have made it; how often, and
+        that a version which was just made is found, KnownVersions says.
+        """
+        master = self.keys.get(version)
+        if master is not None:
+            return master
+        searched = self.known.worth_a_search(version)
+        master = self.search().get(version) if searched else None
         if master is None:
             if not self.seat.module.logged_in(self.seat.session.handle):
                 # Private objects are not there for whoever is not logged in.
                 raise Unavailable("The login at the token was lost.")
+            if searched:
+                self.known.missed(version)
             raise KeyMissing(f"The token holds no version {version} of `{self.label}`.")
         return master
 
@@ -106,6 +117,7 @@ class Pkcs11KeyWrapper:
         self._kind = KeyKind.AES
         self._chosen = False
         self._ladder = Ladder(uri.mechanism)
+        self._known = KnownVersions()
         # Held by the lane that generates a key.
         self._creating = threading.Lock()
         # Set by the first lane; None until the module is loaded.
@@ -285,7 +297,7 @@ class Pkcs11KeyWrapper:
     def _open_lane(self) -> _Lane:
         """In the lane's thread; the first one initialises the module and logs in."""
         module = self._module = load_module(self._uri.module_path, self._uri.init_args)
-        lane = _Lane(Seat(module, self._uri), self._uri.object)
+        lane = _Lane(Seat(module, self._uri), self._uri.object, self._known)
         try:
             with lane.seat.open():
                 return lane
@@ -313,7 +325,9 @@ class Pkcs11KeyWrapper:
             # The lanes' own sessions are read-only; this one lives for one key.
             session = lane.seat.token.open(rw=True)
             try:
-                return generate_key(session, lane.label, version, kind)
+                made = generate_key(session, lane.label, version, kind)
+                self._known.found([version])
+                return made
             finally:
                 session.close()
         finally:
