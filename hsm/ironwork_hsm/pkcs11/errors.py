@@ -45,6 +45,13 @@ _PIN_REFUSALS = {
     CKR_USER_PIN_NOT_INITIALIZED: "The token has no user PIN yet; initialise it first.",
 }
 
+# HOST_MEMORY, SLOT_ID_INVALID, DEVICE_ERROR, DEVICE_MEMORY, DEVICE_REMOVED, SESSION_CLOSED,
+# SESSION_COUNT, SESSION_HANDLE_INVALID, TOKEN_NOT_PRESENT, TOKEN_NOT_RECOGNIZED,
+# CRYPTOKI_NOT_INITIALIZED: C_Login did not get as far as the PIN, and may be repeated.
+_LOGIN_FAULTS = frozenset(
+    {0x002, 0x003, 0x030, 0x031, 0x032, 0x0B0, 0x0B1, 0x0B3, 0x0E0, 0x0E1, 0x190}
+)
+
 # What an operation of our own (raw.py) may answer. ENCRYPTED_DATA_INVALID and _LEN_RANGE, and
 # AEAD_DECRYPT_FAILED of PKCS#11 3.0: the ciphertext is not one of this key's.
 _NOT_OURS = frozenset({0x040, 0x041, 0x042})
@@ -172,9 +179,17 @@ def _operation_failure(answer: DeviceAnswer) -> HsmError:
 
 
 def login_failure(code: int) -> HsmError:
-    """Our error for a return value of C_Login other than CKR_OK."""
+    """Our error for a return value of C_Login other than CKR_OK. One that is not known to be the
+    device's fault is taken for a refusal: vendors report a wrong PIN by codes of their own, and
+    repeating it would lock the token.
+    """
     if code in _PIN_REFUSALS:
         return PinRefused(_PIN_REFUSALS[code])
     if code in (CKR_USER_ALREADY_LOGGED_IN, CKR_USER_ANOTHER_ALREADY_LOGGED_IN):
         return ConfigurationError(_LOGGED_IN_ELSEWHERE)
-    return Unavailable(f"The login at the token failed (CKR 0x{code:03x}).")
+    if code in _LOGIN_FAULTS:
+        return Unavailable(f"The login at the token failed (CKR 0x{code:03x}).")
+    return PinRefused(
+        f"The login at the token failed by a code that may mean a wrong PIN (CKR 0x{code:03x}). It "
+        "is not tried again: tokens lock after a few."
+    )

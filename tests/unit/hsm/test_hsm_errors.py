@@ -61,13 +61,21 @@ def test_our_own_errors_stay_as_they_are() -> None:
         (0x102, PinRefused),
         (0x100, ConfigurationError),
         (0x104, ConfigurationError),
-        (0x05, Unavailable),
         (0x30, Unavailable),
-        (0x80000001, Unavailable),
+        (0x32, Unavailable),
+        (0xB3, Unavailable),
+        (0xE0, Unavailable),
+        (0x190, Unavailable),
+        (0x05, PinRefused),
+        (0x06, PinRefused),
+        (0x103, PinRefused),
+        (0x80000001, PinRefused),
     ],
 )
 def test_login_failures_by_their_codes(code: int, ours: type[HsmError]) -> None:
-    """A failed login is told by its return value."""
+    """A failed login is told by its return value; one that does not clearly accuse the device is
+    taken for a refused PIN, since repeating that would lock the token.
+    """
     assert type(login_failure(code)) is ours
 
 

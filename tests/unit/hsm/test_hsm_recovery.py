@@ -93,6 +93,17 @@ async def test_a_start_spends_no_last_try(device: Device, flag: TokenFlag) -> No
     assert device.get("logins") == 0
 
 
+@pytest.mark.parametrize("code", [0x05, 0x06, 0x80000001])
+async def test_a_login_that_fails_unclearly_is_not_repeated(device: Device, code: int) -> None:
+    """A code that a device may mean a wrong PIN by is asked for once, whoever opens the token."""
+    device.set(login=code)
+    for _ in range(3):
+        with pytest.raises(PinRefused):
+            async with opened(device.uri):
+                raise AssertionError("it opened")
+    assert device.get("logins") == 1
+
+
 async def test_a_refused_pin_is_remembered_by_its_file(device: Device) -> None:
     """The same file is not tried twice, whoever opens the token; one that was written again is."""
     right = device.token.pin_file.read_text()
