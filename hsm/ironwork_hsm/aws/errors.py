@@ -12,6 +12,7 @@ from urllib3.exceptions import HTTPError
 
 from ironwork_hsm.interface import (
     BlobRejected,
+    Busy,
     ConfigurationError,
     HsmError,
     KeyMissing,
@@ -71,14 +72,15 @@ _CODES: tuple[tuple[frozenset[str], type[HsmError], str], ...] = (
         _DENIED,
         ConfigurationError,
         "AWS KMS denies the use of the key: allow kms:Encrypt, kms:Decrypt and kms:DescribeKey on "
-        "it to the role that this process runs under.",
+        "it to the role that this process runs under, under every encryption context.",
     ),
     (frozenset({"NotFoundException"}), KeyMissing, "AWS KMS knows no such key in this region."),
     (_CREDENTIALS, ConfigurationError, "AWS does not accept the credentials it was shown."),
     (_EXPIRED, Unavailable, "The AWS credentials have expired, or this machine's clock is off."),
     (_STATE, Unavailable, "The KMS key is disabled or scheduled for deletion; enable it again."),
     (_USAGE, ConfigurationError, "The KMS key is no symmetric key for encryption."),
-    (_THROTTLED, Unavailable, "AWS KMS throttles us: its quota of requests is used up."),
+    # The key is sound: that we ask for too much must not make health fail.
+    (_THROTTLED, Busy, "AWS KMS throttles us: its quota of requests is used up."),
     (_PASSING, Unavailable, "AWS KMS answered with a fault of its own."),
 )
 # Most specific first.
@@ -149,10 +151,11 @@ def is_passing(error: Exception) -> bool:
 
 
 def is_ambiguous(error: Exception) -> bool:
-    """Whether a Decrypt that failed so may be the blob's fault as well as the key's: AWS does not
-    tell a ciphertext of another key from a key that we may not use.
+    """Whether a Decrypt that failed so may be the blob's fault as well as the key's. A denial is
+    not: policies may allow some encryption contexts and deny others, so a known value that passes
+    does not show that the blob is wrong.
     """
-    return code_of(error) in _DENIED | {"NotFoundException"}
+    return code_of(error) == "NotFoundException"
 
 
 def translate(error: Exception) -> HsmError:

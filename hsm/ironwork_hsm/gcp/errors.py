@@ -9,6 +9,7 @@ from google.auth import exceptions as auth
 
 from ironwork_hsm.interface import (
     BlobRejected,
+    Busy,
     ConfigurationError,
     HsmError,
     KeyMissing,
@@ -44,8 +45,9 @@ _CODES: dict[grpc.StatusCode, tuple[type[HsmError], str]] = {
         ConfigurationError,
         "Google Cloud KMS refused the request; the key must be symmetric (ENCRYPT_DECRYPT).",
     ),
+    # The key is sound: that we ask for too much must not make health fail.
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
-        Unavailable,
+        Busy,
         "Google Cloud KMS throttles us: its quota of requests is used up.",
     ),
     grpc.StatusCode.UNAVAILABLE: (Unavailable, "Google Cloud KMS cannot be reached."),

@@ -11,6 +11,7 @@ from fixtures.aws import REGION, AwsKms, Fault, answer, change
 from ironwork_hsm import (
     BackendOptions,
     BlobRejected,
+    Busy,
     ConfigurationError,
     HsmError,
     KeyMissing,
@@ -48,7 +49,7 @@ def told(error: HsmError) -> bool:
         ("InvalidSignatureException", 403, ConfigurationError, 1),
         ("ExpiredTokenException", 400, Unavailable, 1),
         ("NeverHeardOfException", 400, Unavailable, 1),
-        ("ThrottlingException", 400, Unavailable, 3),
+        ("ThrottlingException", 400, Busy, 3),
         ("KMSInternalException", 500, Unavailable, 3),
         ("DependencyTimeoutException", 500, Unavailable, 3),
         ("NeverHeardOfException", 503, Unavailable, 3),
@@ -106,19 +107,33 @@ async def test_a_code_of_the_blob_rejects_it(aws_kms: AwsKms) -> None:
         assert aws_kms.front.operations() == ["Decrypt"] * 2
 
 
-async def test_a_denial_may_be_the_blobs_or_the_keys(aws_kms: AwsKms) -> None:
-    """Where KMS denies a Decrypt, a known value tells whose fault it is: the key works and the blob
-    is rejected, or the key is denied too and that is the error.
+async def test_a_denial_never_rejects_a_blob(aws_kms: AwsKms) -> None:
+    """A Decrypt that KMS denies is a matter of its policies, which may allow other contexts: no
+    record is called damaged for it.
     """
-    denied = answer(400, "AccessDeniedException")
     async with aws_kms.opened(aws_kms.make_uri()) as backend:
         wrapped = await backend.wrap(bytes(32), CONTEXT)
-        aws_kms.front.next.append(denied)
+        aws_kms.front.requests.clear()
+        aws_kms.front.next.append(answer(400, "AccessDeniedException"))
+        with pytest.raises(ConfigurationError, match="kms:Decrypt") as caught:
+            await backend.unwrap(wrapped, CONTEXT)
+        assert not told(caught.value)
+        assert aws_kms.front.operations() == ["Decrypt"]
+
+
+async def test_an_unknown_key_may_be_the_blobs_or_the_keys(aws_kms: AwsKms) -> None:
+    """Where KMS knows no key for a Decrypt, a known value tells whose fault it is: the key works
+    and the blob is rejected, or the key is unknown too and that is the error.
+    """
+    unknown = answer(400, "NotFoundException")
+    async with aws_kms.opened(aws_kms.make_uri()) as backend:
+        wrapped = await backend.wrap(bytes(32), CONTEXT)
+        aws_kms.front.next.append(unknown)
         with pytest.raises(BlobRejected) as caught:
             await backend.unwrap(wrapped, CONTEXT)
         assert not told(caught.value)
-        aws_kms.front.next.extend([denied, denied])
-        with pytest.raises(ConfigurationError, match="kms:Decrypt"):
+        aws_kms.front.next.extend([unknown, unknown])
+        with pytest.raises(KeyMissing):
             await backend.unwrap(wrapped, CONTEXT)
 
 

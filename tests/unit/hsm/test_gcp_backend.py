@@ -53,7 +53,7 @@ def told(error: HsmError) -> bool:
         (CODE.INTERNAL, Unavailable, 3),
         (CODE.ABORTED, Unavailable, 3),
         (CODE.DEADLINE_EXCEEDED, Unavailable, 3),
-        (CODE.RESOURCE_EXHAUSTED, Unavailable, 3),
+        (CODE.RESOURCE_EXHAUSTED, Busy, 3),
     ],
     ids=str,
 )
