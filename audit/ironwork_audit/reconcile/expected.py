@@ -24,6 +24,8 @@ _BY_MECHANISM: Final = {
     "hmac-sha256-derive": _HMAC,
     "aes-256-cbc-seed": _CBC,
 }
+# One AES key serves both, so what wraps now may be the other one than what made a wrapped key.
+_OTHER_OF_AES: Final = {"CKM_AES_GCM": "CKM_AES_CBC", "CKM_AES_CBC": "CKM_AES_GCM"}
 _SIGNING: Final = {"ed25519": "CKM_EDDSA", "ecdsa-p256": "CKM_ECDSA"}
 # A checkpoint's key is a pair; a master key is one key.
 _CHECKPOINT: Final = "checkpoint"
@@ -45,6 +47,8 @@ class _Does(Enum):
 
     MAKE = auto()  # a wrapped key
     USE = auto()  # a wrapped key
+    TRY_MAKE = auto()  # a known value there, by the mechanism that wraps now
+    TRY_USE = auto()  # and back
     SIGN = auto()
     GENERATE = auto()
     DESTROY = auto()
@@ -53,8 +57,9 @@ class _Does(Enum):
 # (what an operation that succeeded did, what one that did not may have done).
 _OPERATIONS: Final = {
     "hsm.wrap": ((_Does.MAKE,), (_Does.MAKE,)),
-    # After a refusal, a known value there and back tells whose fault it was.
-    "hsm.unwrap": ((_Does.USE,), (_Does.USE, _Does.MAKE, _Does.USE)),
+    # After a refusal, a known value there and back tells whose fault it was; where the device's
+    # answer left that open, the wrapped key is then tried once more.
+    "hsm.unwrap": ((_Does.USE,), (_Does.USE, _Does.TRY_MAKE, _Does.TRY_USE, _Does.USE)),
     "hsm.probe": ((_Does.MAKE, _Does.USE), (_Does.MAKE, _Does.USE)),
     "hsm.sign": ((_Does.SIGN,), (_Does.SIGN,)),
     # Where another process was first, ours is taken away again: a pair is two objects.
@@ -76,7 +81,10 @@ def slots_for_pkcs11(steps: Sequence[Step], skew_ms: int) -> Iterator[Slot]:
                 yield _slot(step, number, _pkcs11(step, does), True, True, skew_ms)
         else:
             for does in perhaps:
-                yield _slot(step, number, _pkcs11(step, does), None, False, skew_ms)
+                slot = _slot(step, number, _pkcs11(step, does), None, False, skew_ms)
+                if does in (_Does.TRY_MAKE, _Does.TRY_USE):
+                    slot = slot._replace(or_subject=_OTHER_OF_AES.get(slot.subject, ""))
+                yield slot
 
 
 def _pkcs11(step: Step, does: _Does) -> _Call:
@@ -91,7 +99,7 @@ def _pkcs11(step: Step, does: _Does) -> _Call:
     if step.success and step.mechanism not in _BY_MECHANISM:
         raise UnknownStep(f"{step.place}: {step.operation} by a mechanism not known here")
     made, used = _BY_MECHANISM.get(step.mechanism, _ANY)
-    return made if does is _Does.MAKE else used
+    return made if does in (_Does.MAKE, _Does.TRY_MAKE) else used
 
 
 def slots_for_kms(steps: Sequence[Step], skew_ms: int) -> Iterator[Slot]:

@@ -23,7 +23,7 @@ _MOST_SET_ASIDE: Final = 64
 class Slot(NamedTuple):
     """One call that an entry of ours stands for. function, subject, ok: as of Call; ok None takes
     both. required: False where it may have been made (a failed or interrupted operation). step: the
-    index of its step, for whoever made it.
+    index of its step, for whoever made it. or_subject: another subject that will do; "" for none.
     """
 
     function: str
@@ -33,6 +33,7 @@ class Slot(NamedTuple):
     ok: bool | None
     required: bool
     step: int
+    or_subject: str = ""
 
 
 class Matched(NamedTuple):
@@ -48,7 +49,7 @@ def fits(slot: Slot, call: Call) -> bool:
         slot.function == call.function
         and slot.start_ms <= call.end_ms
         and call.start_ms <= slot.end_ms
-        and (slot.subject == call.subject or not slot.subject or not call.subject)
+        and (call.subject in (slot.subject, slot.or_subject, "") or not slot.subject)
         and (slot.ok is call.ok or slot.ok is None or call.ok is None)
     )
 

@@ -62,8 +62,12 @@ def open_blob(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes, *, canary: 
     Then, and only then, the device is asked for a round trip more, by canary: the rung that wraps
     now, since the one that made the blob may be one that the device no longer offers. A device that
     fails that round trip is sick, whatever it said of the blob; else every record would be called
-    damaged while it lasts. Raises BlobRejected, Unavailable, DeviceAnswer.
+    damaged while it lasts. Where a code left the fault open, the device may also have failed just
+    then: the blob is tried once more. If it opens now, that is told as the device's passing fault
+    and not as a success, since an unwrap that is on record as done is one operation in the device.
+    Raises BlobRejected, Unavailable, DeviceAnswer.
     """
+    ambiguous = False
     try:
         return rung.unwrap(key, blob, bound)
     except NoBlob:
@@ -71,12 +75,28 @@ def open_blob(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes, *, canary: 
     except BlobRejected:
         pass
     except DeviceAnswer as answer:
-        if not (answer.rejected or (rung.authenticates and answer.ambiguous)):
+        ambiguous = rung.authenticates and answer.ambiguous
+        if not (answer.rejected or ambiguous):
             raise
     # Outside the handler, so that what follows carries no foreign error as its context.
-    if round_trip(canary, key) is Trial.WORKS:
-        raise BlobRejected("The wrapped key does not open in this context.")
-    raise Unavailable("The HSM fails to decrypt what it has just encrypted.")
+    if round_trip(canary, key) is not Trial.WORKS:
+        raise Unavailable("The HSM fails to decrypt what it has just encrypted.")
+    if ambiguous and _opens(rung, key, blob, bound):
+        raise Unavailable("The HSM failed at a wrapped key that it opens now; try again.")
+    raise BlobRejected("The wrapped key does not open in this context.")
+
+
+def _opens(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes) -> bool:
+    """Whether the blob opens now. Raises DeviceAnswer for a fault that is the device's."""
+    try:
+        wipe(rung.unwrap(key, blob, bound))
+    except BlobRejected:
+        return False
+    except DeviceAnswer as answer:
+        if answer.rejected or answer.ambiguous:
+            return False
+        raise
+    return True
 
 
 def round_trip(rung: Rung, key: DeviceKey) -> Trial:

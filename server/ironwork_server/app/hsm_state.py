@@ -11,9 +11,11 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from ironwork_hsm import HsmError
 from ironwork_server.core.described import described
 from ironwork_server.core.errors import IronworkError, Unavailable
 from ironwork_server.custody.probe import MasterKeyProbe
+from ironwork_server.custody.vault import map_hsm_error
 
 log = logging.getLogger(__name__)
 
@@ -97,5 +99,8 @@ class HsmState:
 def _reason(error: Exception) -> str:
     if isinstance(error, IronworkError):
         return error.reason
+    if isinstance(error, HsmError):
+        # A configuration that cannot work; the start says what is wrong with it.
+        return map_hsm_error(error).reason
     log.error("error.unexpected", extra=described(error))
     return "INTERNAL"

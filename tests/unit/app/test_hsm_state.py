@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from ironwork_hsm import ConfigurationError
 from ironwork_server.app.hsm_state import (
     FIRST_PAUSE_S,
     LAST_PAUSE_S,
@@ -178,6 +179,21 @@ async def test_a_device_that_does_not_open_says_why() -> None:
         with pytest.raises(Unavailable) as told:
             await state.check()
     assert told.value.reason == "MASTER_KEY_PIN_REFUSED"
+
+
+async def test_a_configuration_that_cannot_work_is_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A mechanism that the key cannot do is the master key's failure, in health as in a call."""
+    probe = Probe()
+    probe.failing = ConfigurationError("the pinned mechanism needs another key")
+    async with running(probe) as (state, pauses):
+        state.seen(False)
+        await pauses.next()
+        with pytest.raises(Unavailable) as told:
+            await state.check()
+    assert told.value.reason == "MASTER_KEY_UNAVAILABLE"
+    assert not caplog.records
 
 
 async def test_nothing_ends_the_task(caplog: pytest.LogCaptureFixture) -> None:

@@ -164,11 +164,41 @@ def test_operations_that_failed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "4 belong to operations that failed, were cut off or repeated" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "own", "wraps_now"),
+    [
+        ("aes-256-cbc-seed", "CKM_AES_CBC", "CKM_AES_GCM"),
+        ("aes-256-gcm", "CKM_AES_GCM", "CKM_AES_CBC"),
+        ("aes-256-cbc-seed", "CKM_AES_CBC", "CKM_AES_CBC"),
+    ],
+)
+def test_the_known_value_goes_by_what_wraps_now(
+    mechanism: str, own: str, wraps_now: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A failed unwrap explains a known value by the mechanism that wraps now, though another one
+    made the blob; and none by any other.
+    """
+    damaged: dict[str, object] = {"success": False, "reason": "KEY_RECORD_DAMAGED"}
+    failed = details(mechanism) | damaged
+
+    def seen(known: str) -> SpyLog:
+        spy = SpyLog()
+        calls = (("C_Decrypt", own), ("C_Encrypt", known), ("C_Decrypt", known), ("C_Decrypt", own))
+        for at, (function, name) in enumerate(calls, 10):
+            spy.init(f"{function}Init", name, at)
+            spy.use(function, at)
+        return spy
+
+    assert run(tmp_path, [(0, 90, UNWRAP, failed)], seen(wraps_now)) == 0
+    assert run(tmp_path / "other", [(0, 90, UNWRAP, failed)], seen("CKM_AES_ECB")) == 1
+    assert capsys.readouterr().out.count("BAD") == 2
+
+
 def test_more_than_a_failure_explains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A third decryption beside one failed unwrap is named."""
+    """A fourth decryption beside one failed unwrap is named."""
     spy = SpyLog()
     gcm(spy, "C_Decrypt", 10, "5 CKR_GENERAL_ERROR")
-    for at in (11, 12):
+    for at in (11, 12, 13):
         gcm(spy, "C_Decrypt", at)
     failed: dict[str, object] = {"success": False, "reason": "KEY_RECORD_DAMAGED"}
     assert run(tmp_path, [(0, 90, UNWRAP, failed)], spy) == 1

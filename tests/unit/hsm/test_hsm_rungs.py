@@ -93,13 +93,58 @@ def test_a_sick_device_that_blames_the_blob_is_not_believed(rung: Rung) -> None:
 
 
 def test_an_ambiguous_answer_costs_one_round_trip_more() -> None:
-    """Where a rejection may be the device's fault, one round trip decides, and nothing else."""
+    """Where a rejection may be the device's fault, one round trip decides, and a second try of the
+    blob; nothing else.
+    """
     key = SoftKey(SECRET, bad_tag=0x05)
     blob = CallerIv().wrap(key, bytearray(32), BOUND)
     key.operations.clear()
     with pytest.raises(BlobRejected):
         opened(CallerIv(), key, blob, b"another")
-    assert key.operations == ["decrypt", "encrypt", "decrypt"]
+    assert key.operations == ["decrypt", "encrypt", "decrypt", "decrypt"]
+
+
+@pytest.mark.parametrize("code", [0x05, 0x80000001])
+def test_one_fault_on_a_sound_device_is_not_the_blobs(code: int) -> None:
+    """A blob that opens at the second try is not rejected, and not counted as opened either."""
+
+    class Stumbling(SoftKey):
+        def decrypt(self, mechanism: int, parameter: Any, data: bytearray) -> bytearray:
+            result = super().decrypt(mechanism, parameter, data)
+            if self.operations == ["encrypt", "decrypt"]:
+                raise DeviceAnswer(code)
+            return result
+
+    key = Stumbling(SECRET)
+    blob = CallerIv().wrap(key, bytearray(32), BOUND)
+    with pytest.raises(Unavailable, match="opens now") as caught:
+        opened(CallerIv(), key, blob, BOUND)
+    assert caught.value.__context__ is None
+    assert opened(CallerIv(), key, blob, BOUND) == bytes(32)
+
+
+def test_a_device_that_goes_at_the_second_try_is_told_so() -> None:
+    """A code that names the device passes through from the second try as from the first; one that
+    names the blob rejects it.
+    """
+
+    class Leaving(SoftKey):
+        last = 0x32
+
+        def decrypt(self, mechanism: int, parameter: Any, data: bytearray) -> bytearray:
+            if self.operations.count("decrypt") == 2:
+                self.operations.append("decrypt")
+                raise DeviceAnswer(self.last)
+            return super().decrypt(mechanism, parameter, data)
+
+    key = Leaving(SECRET)
+    blob = CallerIv().wrap(key, bytearray(32), BOUND)
+    with pytest.raises(DeviceAnswer):
+        opened(CallerIv(), key, blob, b"another")
+    key.operations.clear()
+    key.last = 0x40
+    with pytest.raises(BlobRejected):
+        opened(CallerIv(), key, blob, b"another")
 
 
 @pytest.mark.parametrize("code", [0x05, 0x06, 0x20, 0x80000001])
