@@ -17,7 +17,7 @@ HsmError
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 
 class HsmError(Exception):
@@ -181,6 +181,10 @@ class SignatureAlgorithm(StrEnum):
     ECDSA_P256 = "ecdsa-p256"
 
 
+# What one signature is over, at most.
+MAX_MESSAGE_BYTES: Final = 65536
+
+
 class Signer(Protocol):
     """Signs with a key that never leaves its device. Safe for concurrent use."""
 
@@ -197,6 +201,7 @@ class Signer(Protocol):
 
     async def sign(self, message: bytes, *, reference: str = "") -> bytes:
         """Ed25519: the 64 bytes of RFC 8032. ECDSA: over SHA-256 of message, DER (RFC 3279 2.2.3).
+        message: at most MAX_MESSAGE_BYTES; ValueError for more.
 
         Exactly one operation in the device. Raises KeyMissing, Unavailable.
         """

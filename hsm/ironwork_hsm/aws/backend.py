@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from ironwork_hsm.aws.blob import (
-    DATA_KEY_BYTES,
     MAX_CIPHERTEXT_BYTES,
     MAX_CONTEXT_BYTES,
     MECHANISM,
@@ -23,6 +22,7 @@ from ironwork_hsm.aws.blob import (
 from ironwork_hsm.aws.client import make_client, persist
 from ironwork_hsm.aws.errors import BrokenAnswer, is_ambiguous, translate
 from ironwork_hsm.aws.uri import AwsKmsUri, parse_aws_uri
+from ironwork_hsm.binding import CANARY, CANARY_CONTEXT, DATA_KEY_BYTES, MAX_VERSION, wipe
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
@@ -32,17 +32,13 @@ from ironwork_hsm.interface import (
     Unavailable,
     WrappedKey,
 )
-from ironwork_hsm.pkcs11.blob import MAX_VERSION
-from ironwork_hsm.pkcs11.lanes import Lanes, keep
+from ironwork_hsm.lanes import Lanes, keep
 
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
     from mypy_boto3_kms.type_defs import KeyMetadataTypeDef
 
 Result = TypeVar("Result")
-
-_CANARY = bytes(range(DATA_KEY_BYTES))
-_CANARY_CONTEXT = b"ironwork-canary-v1"
 
 
 class AwsKmsKeyWrapper:
@@ -117,7 +113,7 @@ class AwsKmsKeyWrapper:
         try:
             ciphertext = await self._run(lambda client: _encrypt(client, arn, copy, bound))
         finally:
-            _wipe(copy)
+            wipe(copy)
         return WrappedKey(self.name, VERSION, MECHANISM, pack(arn, ciphertext))
 
     async def unwrap(
@@ -139,10 +135,10 @@ class AwsKmsKeyWrapper:
                 f"The wrapped key was made by another KMS key than `{self.name}` is now; where "
                 "that is an alias, point it back, or list the other key's URI."
             )
-        canary = self._bound(_CANARY_CONTEXT)
+        canary = self._bound(CANARY_CONTEXT)
         return await self._run(
             lambda client: _open(client, arn, ciphertext, bound, canary=canary),
-            discard=_wipe,
+            discard=wipe,
         )
 
     async def versions(self) -> Sequence[KeyVersion]:
@@ -177,7 +173,7 @@ class AwsKmsKeyWrapper:
 
     async def _check(self, deadline_s: float) -> None:
         arn = self._known_arn()
-        bound = self._bound(_CANARY_CONTEXT)
+        bound = self._bound(CANARY_CONTEXT)
         await self._run(
             lambda client: _round_trip(client, arn, bound),
             deadline_s=deadline_s,
@@ -294,23 +290,19 @@ def _decrypt(client: "KMSClient", arn: str, ciphertext: bytes, bound: dict[str, 
     _require(answer, "KeyId", "Plaintext")
     data_key = bytearray(answer["Plaintext"])
     if answer["KeyId"] != arn or len(data_key) != DATA_KEY_BYTES:
-        _wipe(data_key)
+        wipe(data_key)
         raise Unavailable("AWS KMS answered with another key than it was asked for.")
     return data_key
 
 
 def _round_trip(client: "KMSClient", arn: str, bound: dict[str, str]) -> None:
     """Encrypt and decrypt a known value. Raises Unavailable, botocore's errors."""
-    ciphertext = _encrypt(client, arn, _CANARY, bound)
+    ciphertext = _encrypt(client, arn, CANARY, bound)
     opened = _decrypt(client, arn, ciphertext, bound)
-    if not hmac.compare_digest(opened, _CANARY) or _CANARY in ciphertext:
+    if not hmac.compare_digest(opened, CANARY) or CANARY in ciphertext:
         raise Unavailable("AWS KMS does not decrypt what it has just encrypted.")
 
 
 def _require(answer: Mapping[str, object], *names: str) -> None:
     if not answer.keys() >= set(names):
         raise BrokenAnswer
-
-
-def _wipe(buffer: bytearray) -> None:
-    buffer[:] = bytes(len(buffer))

@@ -19,7 +19,6 @@ from ironwork_hsm.interface import BlobRejected
 
 MECHANISM = "aws-kms"
 VERSION = 1
-DATA_KEY_BYTES = 32
 # KMS takes 8,192 characters of encryption context; base64 makes 6,668 of these.
 MAX_CONTEXT_BYTES = 5000
 MAX_CIPHERTEXT_BYTES = 6144

@@ -4,7 +4,7 @@ Our versions are Google's (cryptoKeyVersions/N). Wrapping names the version, so 
 bound into the blob; Decrypt takes the key's name alone and finds the version in the ciphertext.
 
 A blob is the layout byte 0x01 and Google's ciphertext. It is bound to the associated data of
-pkcs11/blob.py, which Google takes as additional authenticated data.
+ironwork_hsm/binding.py, which Google takes as additional authenticated data.
 """
 
 import asyncio
@@ -23,13 +23,21 @@ from google.cloud.kms_v1 import (
     UpdateCryptoKeyPrimaryVersionRequest,
 )
 
+from ironwork_hsm.binding import (
+    CANARY,
+    CANARY_CONTEXT,
+    DATA_KEY_BYTES,
+    MAX_VERSION,
+    associated_data,
+    wipe,
+)
 from ironwork_hsm.gcp.caller import Caller, Client
 from ironwork_hsm.gcp.calls import decrypt, encrypt
 from ironwork_hsm.gcp.errors import (
     VersionUnusable,
     rejected,
 )
-from ironwork_hsm.gcp.uri import MAX_VERSION, SCHEME, parse_gcp_uri, version_name, version_of
+from ironwork_hsm.gcp.uri import SCHEME, parse_gcp_uri, version_name, version_of
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
@@ -39,7 +47,6 @@ from ironwork_hsm.interface import (
     Unavailable,
     WrappedKey,
 )
-from ironwork_hsm.pkcs11.blob import DATA_KEY_BYTES, associated_data
 
 State = CryptoKeyVersion.CryptoKeyVersionState
 
@@ -50,8 +57,6 @@ MAX_CIPHERTEXT_BYTES = 6144
 MAX_VERSIONS = 1024
 
 _LAYOUT = b"\x01"
-_CANARY = bytes(range(DATA_KEY_BYTES))
-_CANARY_CONTEXT = b"ironwork-canary-v1"
 # Seconds between two looks at a version that is being generated.
 _LOOK_S = 0.5
 
@@ -157,7 +162,7 @@ class GcpKmsKeyWrapper:
                 raise KeyMissing(f"The key is not known to have a version {version}.")
             raise rejected()
         if len(data_key) != DATA_KEY_BYTES:
-            _wipe(data_key)
+            wipe(data_key)
             raise Unavailable("Google Cloud KMS answered with another key than it was asked for.")
         return data_key
 
@@ -238,18 +243,18 @@ class GcpKmsKeyWrapper:
     async def _check(self, deadline_s: float) -> None:
         used, ciphertext = await self._caller.call(
             lambda client, timeout: encrypt(
-                client, self._key, _CANARY, _CANARY_CONTEXT, timeout=timeout
+                client, self._key, CANARY, CANARY_CONTEXT, timeout=timeout
             ),
             deadline_s=deadline_s,
         )
         opened = await self._caller.call(
             lambda client, timeout: decrypt(
-                client, self._key, ciphertext, _CANARY_CONTEXT, timeout=timeout
+                client, self._key, ciphertext, CANARY_CONTEXT, timeout=timeout
             ),
             deadline_s=deadline_s,
         )
         primary = version_of(self._key, used)
-        if primary is None or not hmac.compare_digest(opened, _CANARY) or _CANARY in ciphertext:
+        if primary is None or not hmac.compare_digest(opened, CANARY) or CANARY in ciphertext:
             raise Unavailable("Google Cloud KMS does not decrypt what it has just encrypted.")
         self._learn(primary)
 
@@ -318,7 +323,3 @@ async def open_gcp_kms(
     wrapper = GcpKmsKeyWrapper(parse_gcp_uri(uri), options or BackendOptions(), channel=channel)
     await wrapper.start(allow_missing=allow_missing)
     return wrapper
-
-
-def _wipe(buffer: bytearray) -> None:
-    buffer[:] = bytes(len(buffer))

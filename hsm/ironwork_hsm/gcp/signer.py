@@ -16,15 +16,14 @@ from ironwork_hsm.gcp.caller import Caller
 from ironwork_hsm.gcp.calls import public_key_pem, sign
 from ironwork_hsm.gcp.uri import SCHEME, parse_gcp_signing_uri
 from ironwork_hsm.interface import (
+    MAX_MESSAGE_BYTES,
     BackendOptions,
     ConfigurationError,
     KeyMissing,
     SignatureAlgorithm,
     Unavailable,
 )
-from ironwork_hsm.pkcs11.signing_keys import PublicKey, verifies
-
-MAX_MESSAGE_BYTES = 65536
+from ironwork_hsm.signatures import PublicKey, verifies
 
 
 class GcpKmsSigner:

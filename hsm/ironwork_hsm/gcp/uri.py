@@ -8,6 +8,7 @@ Application Default Credentials.
 
 import re
 
+from ironwork_hsm.binding import MAX_VERSION
 from ironwork_hsm.interface import ConfigurationError
 
 SCHEME = "gcpkms"
@@ -19,7 +20,6 @@ _KEY = re.compile(
     rf"projects/{_PROJECT}/locations/[a-z0-9-]{{1,63}}/keyRings/{_ID}/cryptoKeys/{_ID}"
 )
 _VERSION = re.compile(r"/cryptoKeyVersions/([1-9][0-9]{0,9})")
-MAX_VERSION = 2**32 - 1
 
 
 def parse_gcp_uri(text: str) -> str:

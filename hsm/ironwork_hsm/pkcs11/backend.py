@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pkcs11 import Mechanism
 
+from ironwork_hsm.binding import DATA_KEY_BYTES, MAX_VERSION, associated_data, wipe
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
@@ -16,20 +17,14 @@ from ironwork_hsm.interface import (
     Unavailable,
     WrappedKey,
 )
+from ironwork_hsm.lanes import Lanes, keep
 from ironwork_hsm.pkcs11 import login, rung
-from ironwork_hsm.pkcs11.blob import (
-    DATA_KEY_BYTES,
-    MAX_CONTEXT_BYTES,
-    MAX_VERSION,
-    associated_data,
-    wipe,
-)
+from ironwork_hsm.pkcs11.blob import MAX_CONTEXT_BYTES
 from ironwork_hsm.pkcs11.destroy import destroy
 from ironwork_hsm.pkcs11.errors import translate
 from ironwork_hsm.pkcs11.keys import KeyKind, MasterKey, find_keys, generate_key
 from ironwork_hsm.pkcs11.known import KnownVersions
 from ironwork_hsm.pkcs11.ladder import RUNGS, Ladder
-from ironwork_hsm.pkcs11.lanes import Lanes, keep
 from ironwork_hsm.pkcs11.module import Module, load_module
 from ironwork_hsm.pkcs11.raw import RawKey
 from ironwork_hsm.pkcs11.recovery import Seat

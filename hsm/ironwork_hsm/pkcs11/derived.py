@@ -30,16 +30,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from ironwork_hsm.binding import DATA_KEY_BYTES, fields, wipe
 from ironwork_hsm.interface import BlobRejected, Unavailable
-from ironwork_hsm.pkcs11.blob import (
-    DATA_KEY_BYTES,
-    NONCE_BYTES,
-    SEALED_BYTES,
-    fields,
-    random_secret,
-    split,
-    wipe,
-)
+from ironwork_hsm.pkcs11.blob import NONCE_BYTES, SEALED_BYTES, random_secret, split
 from ironwork_hsm.pkcs11.errors import NotOffered
 from ironwork_hsm.pkcs11.keys import KeyKind
 from ironwork_hsm.pkcs11.raw import CKM_AES_CBC, CKM_SHA256_HMAC, copied

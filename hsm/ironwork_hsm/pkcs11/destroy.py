@@ -14,10 +14,10 @@ from typing import Any
 from pkcs11 import Attribute, ObjectClass
 
 from ironwork_hsm.interface import ConfigurationError, KeyMissing, Unavailable
+from ironwork_hsm.lanes import Lanes, keep
 from ironwork_hsm.pin import read_pin
 from ironwork_hsm.pkcs11 import login
 from ironwork_hsm.pkcs11.errors import translate
-from ironwork_hsm.pkcs11.lanes import Lanes, keep
 from ironwork_hsm.pkcs11.module import CKU_SO, Module, load_module
 from ironwork_hsm.pkcs11.recovery import Seat
 from ironwork_hsm.uri import Pkcs11Uri

@@ -93,7 +93,8 @@ class DeviceAnswer(Exception):
         return self.code not in _NOT_OURS | _NOT_OFFERED | _DEVICE_FAULTS
 
 
-# First match wins, so subclasses and the specific stand before the general.
+# First match wins, so subclasses and the specific stand before the general. {noun}: the kind of key
+# that was asked for.
 _MAPPED: tuple[tuple[tuple[type[Exception], ...], type[HsmError], str], ...] = (
     (
         (p11.EncryptedDataInvalid, p11.EncryptedDataLenRange),
@@ -115,7 +116,7 @@ _MAPPED: tuple[tuple[tuple[type[Exception], ...], type[HsmError], str], ...] = (
     (
         (p11.MechanismInvalid, p11.MechanismParamInvalid, p11.FunctionNotSupported),
         ConfigurationError,
-        "The token does not offer what a master key needs.",
+        "The token does not offer what a {noun} needs.",
     ),
     (
         (
@@ -126,7 +127,7 @@ _MAPPED: tuple[tuple[tuple[type[Exception], ...], type[HsmError], str], ...] = (
             p11.TemplateInconsistent,
         ),
         ConfigurationError,
-        "The token refused the attributes that a master key must have.",
+        "The token refused the attributes that a {noun} must have.",
     ),
     (
         (p11.TokenWriteProtected, p11.SessionReadOnly),
@@ -152,8 +153,10 @@ class NotOffered(Exception):
     """The device did something else than the mechanism asks for. Never leaves a lane."""
 
 
-def translate(error: Exception) -> HsmError:
-    """Our error for any exception. The result carries no context: raise it as it is."""
+def translate(error: Exception, noun: str = "master key") -> HsmError:
+    """Our error for any exception. The result carries no context: raise it as it is. noun: the kind
+    of key that was asked for.
+    """
     if isinstance(error, HsmError):
         return error
     if isinstance(error, DeviceAnswer):
@@ -162,7 +165,7 @@ def translate(error: Exception) -> HsmError:
         return ConfigurationError("The token does not do what this mechanism asks for.")
     for kinds, ours, sentence in _MAPPED:
         if isinstance(error, kinds):
-            return ours(f"{sentence} ({type(error).__name__})")
+            return ours(f"{sentence.format(noun=noun)} ({type(error).__name__})")
     return Unavailable(f"The HSM backend failed unexpectedly. ({type(error).__name__})")
 
 

@@ -19,15 +19,9 @@ away; what it made then is thrown away.
 import ctypes
 import os
 
+from ironwork_hsm.binding import DATA_KEY_BYTES, wipe
 from ironwork_hsm.interface import BlobRejected
-from ironwork_hsm.pkcs11.blob import (
-    DATA_KEY_BYTES,
-    NONCE_BYTES,
-    SEALED_BYTES,
-    TAG_BYTES,
-    split,
-    wipe,
-)
+from ironwork_hsm.pkcs11.blob import NONCE_BYTES, SEALED_BYTES, TAG_BYTES, split
 from ironwork_hsm.pkcs11.errors import DeviceAnswer, NotOffered
 from ironwork_hsm.pkcs11.keys import KeyKind
 from ironwork_hsm.pkcs11.raw import CKM_AES_GCM, GcmParameters, copied

@@ -14,9 +14,9 @@ from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
 from pkcs11.exceptions import PKCS11Error
 
 from ironwork_hsm.interface import BackendOptions
+from ironwork_hsm.lanes import Lanes, keep
 from ironwork_hsm.pkcs11 import login
 from ironwork_hsm.pkcs11.errors import translate
-from ironwork_hsm.pkcs11.lanes import Lanes, keep
 from ironwork_hsm.pkcs11.module import Module, load_module
 from ironwork_hsm.uri import Pkcs11Uri
 

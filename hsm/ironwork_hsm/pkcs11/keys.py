@@ -20,8 +20,8 @@ from pkcs11.exceptions import (
     TemplateInconsistent,
 )
 
+from ironwork_hsm.binding import MAX_VERSION
 from ironwork_hsm.interface import ConfigurationError, KeyVersion, Unavailable
-from ironwork_hsm.pkcs11.blob import MAX_VERSION
 
 _KEY_BITS = 256
 # More than this many versions under one label is a mistake, not a rotation.

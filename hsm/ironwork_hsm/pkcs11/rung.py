@@ -4,14 +4,12 @@ import hmac
 from enum import Enum, auto
 from typing import Protocol
 
+from ironwork_hsm.binding import CANARY, CANARY_CONTEXT, wipe
 from ironwork_hsm.interface import BlobRejected, HsmError, Unavailable
-from ironwork_hsm.pkcs11.blob import DATA_KEY_BYTES, NoBlob, wipe
+from ironwork_hsm.pkcs11.blob import NoBlob
 from ironwork_hsm.pkcs11.errors import DeviceAnswer, NotOffered
 from ironwork_hsm.pkcs11.keys import KeyKind
 from ironwork_hsm.pkcs11.raw import Parameter
-
-_CANARY = bytes(range(DATA_KEY_BYTES))
-_CANARY_BOUND = b"ironwork-canary-v1"
 
 
 class DeviceKey(Protocol):
@@ -101,17 +99,17 @@ def _opens(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes) -> bool:
 
 def round_trip(rung: Rung, key: DeviceKey) -> Trial:
     """Whether this key, on this lane, wraps and unwraps a known value by this mechanism now."""
-    canary = bytearray(_CANARY)
+    canary = bytearray(CANARY)
     try:
-        blob = rung.wrap(key, canary, _CANARY_BOUND)
-        opened = rung.unwrap(key, blob, _CANARY_BOUND)
+        blob = rung.wrap(key, canary, CANARY_CONTEXT)
+        opened = rung.unwrap(key, blob, CANARY_CONTEXT)
     except NotOffered:
         return Trial.REFUSED
     except DeviceAnswer as answer:
         return Trial.REFUSED if answer.refused else Trial.FAILS
     except HsmError:
         return Trial.FAILS
-    works = hmac.compare_digest(opened, _CANARY)
+    works = hmac.compare_digest(opened, CANARY)
     wipe(opened)
     # A device that does not encrypt at all must not pass either.
-    return Trial.WORKS if works and _CANARY not in blob else Trial.FAILS
+    return Trial.WORKS if works and CANARY not in blob else Trial.FAILS

@@ -12,14 +12,14 @@ from typing import TypeVar
 from pkcs11 import exceptions as p11
 
 from ironwork_hsm.interface import (
+    MAX_MESSAGE_BYTES,
     BackendOptions,
-    ConfigurationError,
     HsmError,
     KeyMissing,
     SignatureAlgorithm,
 )
+from ironwork_hsm.lanes import Lanes
 from ironwork_hsm.pkcs11.errors import translate
-from ironwork_hsm.pkcs11.lanes import Lanes
 from ironwork_hsm.pkcs11.module import Module, load_module
 from ironwork_hsm.pkcs11.recovery import Seat
 from ironwork_hsm.pkcs11.signing_keys import (
@@ -31,19 +31,7 @@ from ironwork_hsm.pkcs11.signing_keys import (
 )
 from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
 
-MAX_MESSAGE_BYTES = 65536
-
 Result = TypeVar("Result")
-
-# What translate words for master keys.
-_NOT_OFFERED = (p11.MechanismInvalid, p11.MechanismParamInvalid, p11.FunctionNotSupported)
-_ATTRIBUTES = (
-    p11.AttributeReadOnly,
-    p11.AttributeTypeInvalid,
-    p11.AttributeValueInvalid,
-    p11.TemplateIncomplete,
-    p11.TemplateInconsistent,
-)
 
 
 @dataclass(slots=True)
@@ -214,14 +202,4 @@ def _key(lane: _Lane) -> SigningKey | None:
 
 
 def _translate(error: Exception) -> HsmError:
-    """errors.translate, where its sentence would speak of a master key."""
-    if isinstance(error, _NOT_OFFERED):
-        return ConfigurationError(
-            f"The token does not offer what a signing key needs. ({type(error).__name__})"
-        )
-    if isinstance(error, _ATTRIBUTES):
-        return ConfigurationError(
-            "The token refused the attributes that a signing key must have. "
-            f"({type(error).__name__})"
-        )
-    return translate(error)
+    return translate(error, noun="signing key")

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -18,8 +17,7 @@ from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from ironwork_hsm.interface import ConfigurationError, SignatureAlgorithm, Unavailable
-
-PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
+from ironwork_hsm.signatures import PublicKey, verifies
 
 ED25519_BYTES = 32
 _P256_POINT_BYTES = 65
@@ -156,18 +154,6 @@ def sign_once(key: SigningKey, message: bytes) -> bytes:
     if not verifies(key.public, signature, message):
         raise Unavailable("The HSM's signature does not verify with the public key beside it.")
     return signature
-
-
-def verifies(public: PublicKey, signature: bytes, message: bytes) -> bool:
-    """Whether signature is this key's over message."""
-    try:
-        if isinstance(public, ed25519.Ed25519PublicKey):
-            public.verify(signature, message)
-        else:
-            public.verify(signature, message, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _der(raw: bytes) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from ironwork_hsm.interface import BackendOptions, ConfigurationError, HsmError, Unavailable
+from ironwork_hsm.lanes import keep
 from ironwork_hsm.remote import wire
 from ironwork_hsm.remote.link import Link
 from ironwork_hsm.remote.place import folder_owner, peer_of
@@ -18,10 +19,6 @@ Result = TypeVar("Result")
 # While the process is started anew, calls wait this long for it (within their deadline).
 RECONNECT_S: Final = 1.0
 _PAUSE_S: Final = 0.02
-
-
-def keep(_: object) -> None:
-    """The discard function of answers that hold nothing secret."""
 
 
 class Connection:

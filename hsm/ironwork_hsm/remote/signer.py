@@ -1,6 +1,7 @@
 """The `unix:` signer: signs with the HSM process' signing key (the audit log's checkpoints)."""
 
 from ironwork_hsm.interface import (
+    MAX_MESSAGE_BYTES,
     BackendOptions,
     ConfigurationError,
     SignatureAlgorithm,
@@ -33,8 +34,8 @@ class RemoteSigner:
 
     async def sign(self, message: bytes, *, reference: str = "") -> bytes:
         """See Signer.sign. Raises ValueError for a message over 64 KiB."""
-        if len(message) > wire.MAX_MESSAGE_BYTES:
-            raise ValueError(f"the HSM process signs at most {wire.MAX_MESSAGE_BYTES} bytes")
+        if len(message) > MAX_MESSAGE_BYTES:
+            raise ValueError(f"the HSM process signs at most {MAX_MESSAGE_BYTES} bytes")
         check_reference(reference)
         return await self._connection.call(
             lambda number: wire.sign(number, message, reference), Kind.SIGNED, wire.parse_signed

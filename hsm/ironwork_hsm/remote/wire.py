@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Final
 
 from ironwork_hsm.interface import (
+    MAX_MESSAGE_BYTES,
     BlobRejected,
     Busy,
     ConfigurationError,
@@ -32,7 +33,6 @@ Buffer = bytes | bytearray | memoryview
 GREETING: Final = b"ironwork-hsm/1"
 DATA_KEY_BYTES: Final = 32
 MAX_CONTEXT_BYTES: Final = 65536
-MAX_MESSAGE_BYTES: Final = 65536
 MAX_BLOB_BYTES: Final = 8192
 MAX_NAME_BYTES: Final = 2048
 MAX_MECHANISM_BYTES: Final = 64

@@ -6,6 +6,7 @@ master key from this process into that one, or back, needs no re-wrapping.
 
 from collections.abc import Sequence
 
+from ironwork_hsm.binding import wipe
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
@@ -85,7 +86,7 @@ class RemoteKeyWrapper:
             lambda number: wire.unwrap(number, wrapped, context, reference),
             Kind.OPENED,
             wire.parse_opened,
-            discard=_wipe,
+            discard=wipe,
         )
 
     async def versions(self) -> Sequence[KeyVersion]:
@@ -157,7 +158,3 @@ def check_reference(reference: str) -> None:
     visible = reference.isascii() and reference.isprintable() and " " not in reference
     if reference and not (visible and len(reference) <= wire.MAX_REFERENCE_BYTES):
         raise ValueError("a reference has at most 64 visible ASCII characters")
-
-
-def _wipe(buffer: bytearray) -> None:
-    buffer[:] = bytes(len(buffer))

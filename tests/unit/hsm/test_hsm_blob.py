@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ironwork_hsm import BlobRejected
-from ironwork_hsm.pkcs11.blob import associated_data, fields, random_secret, split, wipe
+from ironwork_hsm.binding import associated_data, fields, wipe
+from ironwork_hsm.pkcs11.blob import random_secret, split
 
 BOUND = st.tuples(
     st.text(st.characters(codec="utf-8"), max_size=8),

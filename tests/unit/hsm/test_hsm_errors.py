@@ -44,6 +44,13 @@ def test_foreign_errors_become_ours_without_their_text(
     assert "secret" not in str(error)
 
 
+@pytest.mark.parametrize("foreign", [p11.MechanismInvalid, p11.TemplateInconsistent])
+def test_an_error_names_the_kind_of_key(foreign: type[Exception]) -> None:
+    """What a token lacks is told of the key that was asked for: a master key or a signing key."""
+    assert "a master key" in str(translate(foreign()))
+    assert "a signing key" in str(translate(foreign(), noun="signing key"))
+
+
 def test_our_own_errors_stay_as_they_are() -> None:
     """What is one of ours already passes the seam unchanged."""
     error = KeyMissing("no such version")

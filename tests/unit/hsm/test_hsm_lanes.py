@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from ironwork_hsm import Busy, HsmError, PinRefused, Unavailable
-from ironwork_hsm.pkcs11.lanes import Lanes
+from ironwork_hsm.lanes import Lanes
 
 LONG = 30.0  # seconds; a deadline that no passing test reaches
 NOW = 0.01
