@@ -5,6 +5,7 @@ from __future__ import annotations  # the generated stubs' async classes exist f
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -13,14 +14,18 @@ import pytest
 
 from fixtures.agent import reason_of, status_of
 from fixtures.processes import Dev, dev
-from fixtures.server import ADMIN, AGENT, PARENT, TestService, spiffe
-from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
+from fixtures.server import ADMIN, AGENT, PARENT, StartService, TestService, spiffe
+from ironwork.keys.v1 import audit_pb2, keys_pb2, keys_pb2_grpc
+from ironwork_audit import parse
 from ironwork_client import KeyClient, Profile
 from ironwork_server.access import turns
+from ironwork_server.access.policy import default_policy
 from ironwork_server.app.devpki import DevCa
 
 CALL_S = 30.0
 ADD = "/ironwork.keys.v1.KeyService/AddKey"
+DELETE = "/ironwork.keys.v1.KeyService/DeleteKey"
+LIST = "/ironwork.keys.v1.KeyService/ListMasked"
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 MB = 1_000_000
@@ -31,6 +36,11 @@ async def refusal(call: Awaitable[object]) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
     return reason_of(status_of(error.value))
+
+
+AGENTS_MAY_LIST = """permit (
+  principal in Ironwork::Role::"agent", action == Ironwork::Action::"ListMasked", resource
+);"""
 
 
 def silent(channel: grpc.aio.Channel, method: str) -> grpc.aio.StreamUnaryCall:
@@ -65,6 +75,42 @@ async def test_who_sends_nothing_keeps_nobody_else_waiting(service: TestService)
     for call in hanging:
         call.cancel()
     await keys_pb2_grpc.KeyServiceStub(admin).ListMasked(request, timeout=CALL_S)
+
+
+async def test_who_may_never_call_is_refused_unread(service: TestService) -> None:
+    """An agent's DeleteKey is refused, and on record, although its request never comes."""
+    agent = service.channel(AGENT)
+    assert await refusal(silent(agent, DELETE)) == "PERMISSION_DENIED"
+    request = audit_pb2.ListEntriesRequest(operation="DeleteKey")
+    (entry,) = (await service.audit().ListEntries(request, timeout=CALL_S)).entries
+    event = parse(entry.event).event
+    assert (event.principal, event.reason) == (spiffe(AGENT), "PERMISSION_DENIED")
+
+
+async def test_slow_agents_do_not_delay_a_deletion(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    """Also where a policy lets agents list keys: agents without end, and a key-admin is read."""
+    (tmp_path / "policy").mkdir()
+    policy = tmp_path / "policy" / "roles.cedar"
+    policy.write_text(default_policy() + AGENTS_MAY_LIST)
+    service = await start_service()
+    hanging = [
+        silent(service.channel(f"/workspace/acme/agent/slow-{number}"), LIST)
+        for number in range(turns.READING)
+        for _ in range(turns.READING_PER_NAME)
+    ]
+    shares = service.service.reading.turns._shares
+    async with asyncio.timeout(CALL_S):
+        while ("agent",) not in shares or not shares["agent",].turns.locked():  # noqa: ASYNC110  no event
+            await asyncio.sleep(0.01)  # the calls are on their way
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await service.keys().DeleteKey(
+            keys_pb2.DeleteKeyRequest(name=f"{PARENT}/keys/none"), timeout=turns.READING_S / 2
+        )
+    assert error.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+    for call in hanging:
+        call.cancel()
 
 
 async def test_ten_megabytes_get_the_fields_name(service: TestService) -> None:

@@ -21,6 +21,7 @@ from ironwork_server.access.policy_files import (
     split,
     version_of,
 )
+from ironwork_server.access.policy_scopes import scopes_of
 from ironwork_server.core.values import Action, Principal
 
 CACHE_ENTRIES = 8192
@@ -43,6 +44,7 @@ class CedarPolicy:
         self._version = version
         self._places = {f"policy{index}": policy.where for index, policy in enumerate(policies)}
         self._set = cedarpy.PolicySet.from_str("\n".join(policy.text for policy in policies))
+        self._scopes = scopes_of(policy.text for policy in policies)
         self._decisions: BoundedCache[_Question, bool] = BoundedCache(CACHE_ENTRIES)
 
     @classmethod
@@ -75,6 +77,10 @@ class CedarPolicy:
             known = self._decide(principal, action, workspace)
             self._decisions.put(question, known)
         return known
+
+    def may_ever(self, principal: Principal, action: Action) -> bool:
+        """Whether any permit's scope fits; where none does, `permits` denies every workspace."""
+        return any(scope.fits(principal, action) for scope in self._scopes)
 
     def _decide(self, principal: Principal, action: Action, workspace: str | None) -> bool:
         if workspace is None and action is not Action.READ_AUDIT:

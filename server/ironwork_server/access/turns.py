@@ -1,7 +1,9 @@
 """Turns at reading requests: how many may be read at once, and how many of them one caller's.
 
-gRPC holds a unary request whole (up to 11 MiB, twice while it is parsed), so this and nothing else
-bounds what requests cost in memory. A turn is short: it ends when the request is there.
+Each role has turns of its own: no number of auditors, or of agents whom a policy lets call such an
+RPC, keeps a key-admin waiting. gRPC holds a unary request whole (up to 11 MiB, twice while it is
+parsed), so this and nothing else bounds what requests cost in memory. A turn is short: it ends when
+the request is there.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ from contextlib import asynccontextmanager
 
 from ironwork_server.core.errors import Unavailable
 
-# Times 11 MiB, twice: what requests that are being read may cost.
+# Times 11 MiB, twice: what requests of one role that are being read may cost.
 READING = 8
 READING_PER_NAME = 2
 # For the turn and the reading together; a request has nothing else to wait for.
@@ -18,7 +20,7 @@ READING_S = 15.0
 
 
 class _Share:
-    """One name's turns; forgotten when nobody holds or awaits one."""
+    """The turns of one name or of one role; forgotten when nobody holds or awaits one."""
 
     def __init__(self, turns: int) -> None:
         self.turns = asyncio.Semaphore(turns)
@@ -26,7 +28,7 @@ class _Share:
 
 
 class Turns:
-    """First come, first served, among one name's calls and among all."""
+    """First come, first served, among one name's calls and among one role's."""
 
     def __init__(
         self,
@@ -35,19 +37,26 @@ class Turns:
         per_name: int = READING_PER_NAME,
         deadline_s: float = READING_S,
     ) -> None:
-        self._all = asyncio.Semaphore(total)
+        self._total = total
         self._per_name = per_name
         self._deadline_s = deadline_s
-        self._shares: dict[str, _Share] = {}
+        # By role and name; and by role alone.
+        self._shares: dict[tuple[str, ...], _Share] = {}
 
     @asynccontextmanager
-    async def turn(self, name: str) -> AsyncIterator[None]:
+    async def turn(self, name: str, role: str = "") -> AsyncIterator[None]:
         """Hold one while the block runs. Raises Unavailable (REQUEST_TIMEOUT) where that, with the
         waiting, takes longer than the deadline.
         """
         deadline = asyncio.timeout(self._deadline_s)
         try:
-            async with deadline, self._share(name) as share, share, self._all:
+            async with (
+                deadline,
+                self._share((role, name), self._per_name) as own,
+                own,
+                self._share((role,), self._total) as everyones,
+                everyones,
+            ):
                 yield
         except TimeoutError:
             if not deadline.expired():
@@ -59,12 +68,12 @@ class Turns:
             ) from None
 
     @asynccontextmanager
-    async def _share(self, name: str) -> AsyncIterator[asyncio.Semaphore]:
-        share = self._shares.setdefault(name, _Share(self._per_name))
+    async def _share(self, whose: tuple[str, ...], turns: int) -> AsyncIterator[asyncio.Semaphore]:
+        share = self._shares.setdefault(whose, _Share(turns))
         share.users += 1
         try:
             yield share.turns
         finally:
             share.users -= 1
             if share.users == 0:
-                del self._shares[name]
+                del self._shares[whose]

@@ -245,7 +245,7 @@ async def _start(
         "upstream_connections", "Connections to Anthropic.", "state", upstream.connection_counts
     )
     metrics = await _show_metrics(stack, settings, meter)
-    reading = TableInterceptor(peers=peers, meter=meter)
+    reading = TableInterceptor(peers=peers, gate=gate, meter=meter)
     server, port = await listen(settings, tls, reading, keys, audit, health)
     stack.push_async_callback(server.stop, 0)
     return Service(port, server, health, reading, metrics, drain, settings.drain_s)

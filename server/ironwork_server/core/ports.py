@@ -279,6 +279,9 @@ class Policy(Protocol):
 
     def permits(self, principal: Principal, action: Action, workspace: str | None) -> bool: ...
 
+    def may_ever(self, principal: Principal, action: Action) -> bool:
+        """False only where `permits` is False for every workspace, and for None."""
+
 
 # --- journal -----------------------------------------------------------------------------------
 

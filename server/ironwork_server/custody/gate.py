@@ -219,6 +219,16 @@ class Gate:
         await self._refuse(principal, action, resource, claims, error.reason)
         raise error
 
+    async def check_ever(self, principal: Principal, action: Action, claims: Claims) -> None:
+        """Refuse whom no policy permits this on anything, before its request is read; on record as
+        a call on the principal's own workspace. PermissionDenied; Unavailable.
+        """
+        if self._policy().may_ever(principal, action):
+            return
+        error = permission_denied()
+        await self._refuse(principal, action, Resource(principal.workspace), claims, error.reason)
+        raise error
+
     def permits(self, principal: Principal, action: Action, resource: Resource) -> bool:
         """The policy's decision for a certificate that is still valid."""
         if principal.expires_at <= datetime.now(UTC):

@@ -17,10 +17,12 @@ from google.protobuf.message import DecodeError, Message
 from ironwork_server.access.turns import Turns
 from ironwork_server.core.errors import permission_denied
 from ironwork_server.core.meter import SILENT, Meter
+from ironwork_server.core.values import Claims
+from ironwork_server.custody.gate import Gate
 from ironwork_server.rpc.chain import unreadable
 from ironwork_server.rpc.context import Context
 from ironwork_server.rpc.errors import abort, sealed, to_status
-from ironwork_server.rpc.peer import Peers
+from ironwork_server.rpc.peer import Peers, address
 from ironwork_server.rpc.table import TABLE, Rpc
 
 # A string, since the class takes no parameters when the program runs.
@@ -38,13 +40,14 @@ OTHER_METHODS = "other"
 
 class TableInterceptor(grpc.aio.ServerInterceptor):
     """Refuses every method that has no row in the table, whatever is registered; identifies the
-    caller, waits for a turn, reads, and refuses what cannot be read, of which gRPC would tell the
-    caller in protobuf's words.
+    caller, refuses whom no policy permits the RPC at all, waits for a turn, reads, and refuses what
+    cannot be read, of which gRPC would tell the caller in protobuf's words.
     """
 
-    def __init__(self, *, peers: Peers, meter: Meter = SILENT) -> None:
+    def __init__(self, *, peers: Peers, gate: Gate, meter: Meter = SILENT) -> None:
         self._meter = meter
         self._peers = peers
+        self._gate = gate
         self.turns = Turns()
         # Apart, since whoever has a certificate may ask for health, and must not stop the others.
         self.open_turns = Turns(per_name=1, deadline_s=OPEN_READING_S)
@@ -101,7 +104,9 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
         return received
 
     async def _receive(self, rpc: Rpc, context: Context) -> Any:
-        """Errors: Unauthenticated, Unavailable (no turn, or nothing came), InvalidRequest."""
+        """Errors: Unauthenticated, PermissionDenied, Unavailable (no turn, or nothing came),
+        InvalidRequest.
+        """
         async with self._turn(rpc, context):
             request = await context.read()
         if request is None or request is grpc.aio.EOF:
@@ -111,7 +116,9 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _turn(self, rpc: Rpc, context: Context) -> AsyncIterator[None]:
         if rpc.action is not None:
-            turn = self.turns.turn(self._peers.principal(context).spiffe_id)
+            principal = self._peers.principal(context)
+            await self._gate.check_ever(principal, rpc.action, Claims(peer=address(context)))
+            turn = self.turns.turn(principal.spiffe_id, principal.role)
         else:
             self._peers.require_trusted(context)
             turn = self.open_turns.turn(context.peer() or "")

@@ -15,26 +15,24 @@ HEALTH = "grpc.health.v1.Health"
 @dataclass(frozen=True, slots=True)
 class Rpc:
     """One row. action: what the policy decides on and the audit event's name; None where any
-    peer with a certificate of a trusted CA may call (health). streaming: one admission for each
-    Claude request on the stream instead of one for the RPC.
+    peer with a certificate of a trusted CA may call (health).
     """
 
     method: str
     action: Action | None
-    streaming: bool = False
 
 
 ADD_KEY = Rpc(f"/{KEYS}/AddKey", Action.ADD_KEY)
 LIST_MASKED = Rpc(f"/{KEYS}/ListMasked", Action.LIST_MASKED)
 DELETE_KEY = Rpc(f"/{KEYS}/DeleteKey", Action.DELETE_KEY)
-WITH_KEY = Rpc(f"/{KEYS}/WithKey", Action.WITH_KEY, streaming=True)
+WITH_KEY = Rpc(f"/{KEYS}/WithKey", Action.WITH_KEY)
 LIST_ENTRIES = Rpc(f"/{AUDIT}/ListEntries", Action.READ_AUDIT)
 GET_CHECKPOINT = Rpc(f"/{AUDIT}/GetCheckpoint", Action.READ_AUDIT)
 GET_INCLUSION_PROOF = Rpc(f"/{AUDIT}/GetInclusionProof", Action.READ_AUDIT)
 GET_CONSISTENCY_PROOF = Rpc(f"/{AUDIT}/GetConsistencyProof", Action.READ_AUDIT)
 FOLLOW_ENTRIES = Rpc(f"/{AUDIT}/FollowEntries", Action.READ_AUDIT)
 HEALTH_CHECK = Rpc(f"/{HEALTH}/Check", None)
-HEALTH_WATCH = Rpc(f"/{HEALTH}/Watch", None, streaming=True)
+HEALTH_WATCH = Rpc(f"/{HEALTH}/Watch", None)
 
 TABLE = {
     rpc.method: rpc

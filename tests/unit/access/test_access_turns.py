@@ -22,8 +22,8 @@ class Reading:
         self.held: list[str] = []
         self.go = asyncio.Event()
 
-    async def read(self, name: str) -> None:
-        async with self.turns.turn(name):
+    async def read(self, name: str, role: str = "") -> None:
+        async with self.turns.turn(name, role):
             self.held.append(name)
             await self.go.wait()
 
@@ -38,6 +38,19 @@ async def test_one_name_leaves_turns_to_the_others() -> None:
     await asyncio.gather(*tasks)
     assert sorted(reading.held) == ["a"] * 5 + ["b", "c"]
     assert reading.turns._shares == {}, "and nobody is remembered"
+
+
+async def test_one_role_leaves_the_others_theirs() -> None:
+    """However many callers of one role hold and await turns, one of another role has its own."""
+    reading = Reading(Turns(total=2, per_name=1))
+    agents = [asyncio.ensure_future(reading.read(name, "agent")) for name in "abcd"]
+    await spin()
+    admins = [asyncio.ensure_future(reading.read(name, "key-admin")) for name in "axy"]
+    await spin()
+    assert reading.held == ["a", "b", "a", "x"], "two of each"
+    reading.go.set()
+    await asyncio.gather(*agents, *admins)
+    assert reading.turns._shares == {}
 
 
 async def test_waiting_and_reading_end_at_the_deadline() -> None:

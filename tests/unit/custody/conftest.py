@@ -68,7 +68,11 @@ class OpenPolicy:
     version = "test-policy"
 
     def __init__(self) -> None:
+        self.ever = True
         self.allow: Callable[[Principal, Action, str | None], bool] = lambda *_: True
+
+    def may_ever(self, principal: Principal, action: Action) -> bool:
+        return self.ever
 
     def permits(self, principal: Principal, action: Action, workspace: str | None) -> bool:
         return self.allow(principal, action, workspace)

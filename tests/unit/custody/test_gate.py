@@ -54,6 +54,19 @@ async def test_what_policy_denies_is_refused_and_recorded(custody: Custody) -> N
     assert (entry.event.phase, entry.event.reason) == ("event", "PERMISSION_DENIED")
 
 
+async def test_who_may_never_do_it_is_refused_on_record(custody: Custody) -> None:
+    """Refused before its request is read, a call stands in the log, on the own workspace."""
+    principal = a_principal("agent")
+    await custody.gate.check_ever(principal, Action.DELETE_KEY, Claims())
+    assert custody.entries() == []
+    custody.policy.ever = False
+    with pytest.raises(PermissionDenied):
+        await custody.gate.check_ever(principal, Action.DELETE_KEY, Claims())
+    (entry,) = custody.entries()
+    assert (entry.event.operation, entry.event.reason) == ("DeleteKey", "PERMISSION_DENIED")
+    assert (entry.event.principal, entry.event.workspace) == (principal.spiffe_id, "acme")
+
+
 async def test_an_expired_certificate_is_refused_whatever_the_policy(custody: Custody) -> None:
     """A principal whose certificate has expired may do nothing."""
     expired = Principal(
