@@ -110,6 +110,8 @@ async def a_service_s_life(spied: Spied) -> str:
     return third
 
 
+# Eleven programs, each of which starts Python: minutes where the machine is busy.
+@pytest.mark.timeout(900)
 async def test_one_to_one(spied: Spied, capsys: pytest.CaptureFixture[str]) -> None:
     """All that the service did with the HSM is on record, once, and all that is on record was done.
     A data key that is unwrapped past the log is named by its line in the recorder's log; an entry

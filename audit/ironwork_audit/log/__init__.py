@@ -14,10 +14,11 @@ from ironwork_audit.log.errors import (
 )
 from ironwork_audit.log.filesystem import FileSystem, OperatingSystem
 from ironwork_audit.log.growth import Tree
-from ironwork_audit.log.snapshot import Fold, NoFold
+from ironwork_audit.log.snapshot import Dump, Fold, NoFold
 
 __all__ = [
     "AppendLog",
+    "Dump",
     "FileSystem",
     "Fold",
     "LogDamaged",

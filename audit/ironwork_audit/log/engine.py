@@ -226,7 +226,7 @@ class AppendLog:
             self._swap()
         edge, files = grow(self._edge, entries)
         with self._noting_breaks():
-            self._write(edge.tree, files, folded)
+            self._write(edge.tree, files, None if folded is None else folded())
         with self._appending:
             self._edge = edge
             self._tree = edge.tree

@@ -73,7 +73,7 @@ def find(
     edge = tiles.edge(waiting_from)
     _check_state(edge, state, waiting)
     _check_checkpoint(folder, origin, tiles, edge, waiting)
-    snapshot_size = _fold_all(folder, fold, tiles, waiting_from, waiting)
+    snapshot_size = _fold_all(folder, fold, tiles, edge, waiting)
     found = Found(file_system, fold, tiles, pending, edge, waiting, torn_bytes, snapshot_size)
     return lock, found
 
@@ -159,16 +159,17 @@ def _check_checkpoint(
             folders.CHECKPOINT,
             f"it was signed for {checkpoint.size} entries, and {start + len(waiting)} are here",
         )
-    if checkpoint.size >= start:
-        root = grow(edge, waiting[: checkpoint.size - start])[0].tree.root
-    else:
-        root = _root(tiles, checkpoint.size)
+    root = _root(tiles, edge, waiting, checkpoint.size)
     if root != checkpoint.root:
         raise LogDamaged(folders.CHECKPOINT, "it was signed for other entries than those here")
 
 
-def _root(tiles: TileFiles, size: int) -> bytes:
-    """The root as it was at an earlier size; nothing that could be one where tiles are missing."""
+def _root(tiles: TileFiles, edge: Edge, waiting: Sequence[bytes], size: int) -> bytes:
+    """The root as it was at a size that is here, in the tiles or with what waits; nothing that
+    could be one where tiles are missing.
+    """
+    if size >= edge.frontier.size:
+        return grow(edge, waiting[: size - edge.frontier.size])[0].tree.root
     try:
         return tiles.frontier(size).root()
     except (FileNotFoundError, BadTile):
@@ -176,24 +177,32 @@ def _root(tiles: TileFiles, size: int) -> bytes:
 
 
 def _fold_all(
-    folder: Path, fold: Fold, tiles: TileFiles, size: int, waiting: Sequence[bytes]
+    folder: Path, fold: Fold, tiles: TileFiles, edge: Edge, waiting: Sequence[bytes]
 ) -> int:
     """Bring the fold to the end; how much of it came from the snapshot."""
-    start = _load(fold, read_snapshot(folder), tiles, size)
+    start, size = _load(fold, read_snapshot(folder), tiles, edge, waiting), edge.frontier.size
     for first in range(start - start % TILE_WIDTH, size, TILE_WIDTH):
         width = min(size - first, TILE_WIDTH)
         for index, entry in enumerate(_checked(tiles, first // TILE_WIDTH, width), first):
             if index >= start:
                 _take(fold, index, entry)
     for index, entry in enumerate(waiting, size):
-        _take(fold, index, entry)
+        if index >= start:
+            _take(fold, index, entry)
     return start
 
 
-def _load(fold: Fold, snapshot: Snapshot, tiles: TileFiles, size: int) -> int:
-    """Load the snapshot where it is of this log; how many entries it covers."""
+def _load(
+    fold: Fold, snapshot: Snapshot, tiles: TileFiles, edge: Edge, waiting: Sequence[bytes]
+) -> int:
+    """Load the snapshot where it is of this log; how many entries it covers. Write-ahead files
+    that a power loss left uncut begin below it.
+    """
     tree = snapshot.tree
-    if tree.size <= size and tree.size and _root(tiles, tree.size) == tree.root:
+    if (
+        0 < tree.size <= edge.frontier.size + len(waiting)
+        and _root(tiles, edge, waiting, tree.size) == tree.root
+    ):
         with contextlib.suppress(ValueError):
             fold.load(snapshot.data)
             return tree.size

@@ -46,7 +46,8 @@ class ServerTls:
 
         Checked: that they parse, that the key is the leaf's, of a kind that TLS here can use, and
         readable by its owner alone; that the leaf and every client CA are valid at `now` (default:
-        the present) and that the CAs are CAs. No error holds any of the files' content.
+        the present), that the CAs are CAs, and that their keys are of a kind that can vouch here.
+        No error holds any of the files' content.
         """
         now = now or datetime.now(UTC)
         chain_pem = _read(certificate, "server certificate")
@@ -178,6 +179,25 @@ def _check_authorities(certificates: Sequence[x509.Certificate], path: Path) -> 
             raise AccessConfigurationError(
                 f"client CA {path}", "holds a certificate that is no CA (basicConstraints CA:TRUE)"
             )
+        if not _can_vouch(certificate):
+            raise AccessConfigurationError(
+                f"client CA {path}",
+                "holds a CA whose key cannot vouch for clients here; make one with an EC P-256, "
+                f"P-384, P-521 or RSA key ({MIN_RSA_BITS} bits at least)",
+            )
+
+
+def _can_vouch(authority: x509.Certificate) -> bool:
+    """Whether access.trust follows chains to it: the Web PKI's kinds, so no Ed25519."""
+    try:
+        key = authority.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    if isinstance(key, rsa.RSAPublicKey):
+        return key.key_size >= MIN_RSA_BITS
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(
+        key.curve, (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+    )
 
 
 def _cause(error: OSError) -> str:

@@ -5,6 +5,7 @@ docs/operations.md has the table, and tests/unit/docs holds it against this regi
 """
 
 import platform
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
@@ -18,7 +19,7 @@ from ironwork_server.core.meter import CallFigures, Meter
 from ironwork_server.core.values import Verdict
 
 OTHER = "other"
-# Of all labels together; more than the code has words, and a bound all the same.
+# Of one label; more than the code has words, and a bound all the same.
 MAX_VALUES = 128
 MAX_LENGTH = 128
 
@@ -38,17 +39,18 @@ def tell_expiry(meter: Meter, tls: ServerTls) -> None:
 
 
 class _Words:
-    """Label values, of which only so many are told apart."""
+    """Label values, of which only so many are told apart, for each label by itself."""
 
     def __init__(self) -> None:
-        self._known: set[str] = set()
+        self._known: defaultdict[str, set[str]] = defaultdict(set)
 
-    def __call__(self, value: str) -> str:
-        if value in self._known:
+    def __call__(self, label: str, value: str) -> str:
+        known = self._known[label]
+        if value in known:
             return value
-        if len(self._known) >= MAX_VALUES or len(value) > MAX_LENGTH:
+        if len(known) >= MAX_VALUES or len(value) > MAX_LENGTH:
             return OTHER
-        self._known.add(value)
+        known.add(value)
         return value
 
 
@@ -155,7 +157,7 @@ class PrometheusMeter(Meter):
 
     def call(self, figures: CallFigures, seconds: float) -> None:
         status = f"{figures.status // 100}xx" if 100 <= figures.status <= 599 else "none"
-        reason = self._words(figures.reason)
+        reason = self._words("reason", figures.reason)
         self._calls.labels(figures.outcome, reason, status).inc()
         self._call_seconds.labels(figures.outcome).observe(seconds)
         if figures.first_byte_s is not None:
@@ -177,16 +179,16 @@ class PrometheusMeter(Meter):
             self._tokens.labels(workspace, kind).inc(count)
 
     def hsm(self, backend: str, operation: str, result: str, seconds: float) -> None:
-        backend = self._words(backend)
-        self._hsm.labels(backend, operation, self._words(result)).inc()
+        backend = self._words("backend", backend)
+        self._hsm.labels(backend, operation, self._words("result", result)).inc()
         self._hsm_seconds.labels(backend, operation).observe(seconds)
 
     def store(self, operation: str, result: str, seconds: float) -> None:
-        self._store.labels(operation, self._words(result)).inc()
+        self._store.labels(operation, self._words("result", result)).inc()
         self._store_seconds.labels(operation).observe(seconds)
 
     def journal(self, entries: int, result: str, seconds: float) -> None:
-        self._appends.labels(self._words(result)).inc()
+        self._appends.labels(self._words("result", result)).inc()
         if result == "ok":
             self._entries.inc(entries)
         self._append_seconds.observe(seconds)
@@ -201,17 +203,17 @@ class PrometheusMeter(Meter):
         self._validations.labels(verdict.value).inc()
 
     def refused(self, reason: str) -> None:
-        self._refusals.labels(self._words(reason)).inc()
+        self._refusals.labels(self._words("reason", reason)).inc()
 
     def healthy(self, component: str, *, healthy: bool) -> None:
         self._health.labels(component).set(1 if healthy else 0)
 
     def witness(self, name: str, result: str) -> None:
-        self._witness.labels(self._words(name), self._words(result)).inc()
+        self._witness.labels(self._words("witness", name), self._words("result", result)).inc()
 
     def witnessed(self, name: str, size: int, timestamp: float) -> None:
-        self._witnessed.labels(self._words(name)).set(size)
-        self._witnessed_at.labels(self._words(name)).set(timestamp)
+        self._witnessed.labels(self._words("witness", name)).set(size)
+        self._witnessed_at.labels(self._words("witness", name)).set(timestamp)
 
     def expires(self, certificate: str, timestamp: float) -> None:
         self._expiry.labels(certificate).set(timestamp)

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from ironwork_audit import parse
-from ironwork_server.core.errors import IronworkError
+from ironwork_audit import Event, parse
+from ironwork_server.core.errors import DataLoss, IronworkError
 from ironwork_server.core.ports import Journal, KeyStore
 from ironwork_server.core.values import Action, AuditEvent, Phase
 from ironwork_server.journal import EntryFilter, JournalReader
+from ironwork_server.store import REASON_UNDECIDED
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +69,26 @@ class Settler:
 
     async def _settle_left(self) -> None:
         while self._left:
-            await self._settle(await self._outcome(self._left[0]))
+            outcome = await self._outcome(self._left[0])
+            if outcome is None:
+                log.error("settle.skipped")
+            else:
+                await self._settle(outcome)
             self._left.popleft()
 
-    async def _outcome(self, index: int) -> AuditEvent:
-        """What the entry leaves open, as the outcome that is missing."""
-        page = await self._reader.page(after_index=index - 1, limit=1, filter=_ANY)
-        ((_, entry),) = page.entries
-        event = parse(entry).event
+    async def _outcome(self, index: int) -> AuditEvent | None:
+        """What the entry leaves open, as the outcome that is missing. None where there is no such
+        entry, or it leaves nothing open: a snapshot was forged or damaged, and the other writes are
+        settled all the same.
+        """
+        try:
+            page = await self._reader.page(after_index=index - 1, limit=1, filter=_ANY)
+            ((_, entry),) = page.entries
+            event = parse(entry).event
+        except (DataLoss, ValueError):  # NotAnEvent is a ValueError
+            return None
+        if not _is_open(event):
+            return None
         return AuditEvent(
             phase=Phase.OUTCOME,
             operation=event.operation,
@@ -106,3 +119,10 @@ class Settler:
                 details={},
             )
         )
+
+
+def _is_open(event: Event) -> bool:
+    """As the log's state says: a deletion's intent, or an outcome that says undecided, of a key."""
+    deleting = event.phase == Phase.INTENT.value and event.operation == Action.DELETE_KEY.value
+    undecided = event.phase == Phase.OUTCOME.value and event.reason == REASON_UNDECIDED
+    return bool(event.key_id) and (deleting or undecided)

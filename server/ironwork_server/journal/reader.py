@@ -78,6 +78,8 @@ class JournalReader:
         """
         if not 1 <= limit <= MAX_LIMIT or after_index < -1:
             raise ValueError("limit must be 1 to 1000, after_index at least -1")
+        if after_index + 1 >= self._log.size:
+            return Page((), None)  # without a thread: each follower asks so several times a second
         matcher = _Matcher(filter)
         return await self._apart(lambda: self._read(after_index + 1, limit, matcher))
 
@@ -140,8 +142,6 @@ class JournalReader:
 
     def _read(self, start: int, limit: int, matcher: "_Matcher") -> Page:
         count = self._log.size
-        if start >= count:
-            return Page((), None)
         entries: list[tuple[int, bytes]] = []
         size = 0
         index, last = start, min(count, start + MAX_SCANNED)

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from cryptography.x509.oid import NameOID
 
 from fixtures.pki import ServerFiles, agent_id, channel_credentials, write_server_files
 from ironwork_server.access import tls as tls_module
@@ -140,6 +143,39 @@ def test_a_client_ca_that_is_no_ca_is_refused(
     files.client_ca.write_bytes(dev_ca.issue([], ca=ca).certificate_pem)
     with pytest.raises(AccessConfigurationError, match="no CA"):
         load(files)
+
+
+@pytest.mark.parametrize(
+    ("make", "good"),
+    [
+        (ed25519.Ed25519PrivateKey.generate, False),
+        (lambda: rsa.generate_private_key(65537, 1024), False),
+        (lambda: ec.generate_private_key(ec.SECP256K1()), False),
+        (lambda: rsa.generate_private_key(65537, 2048), True),
+        (lambda: ec.generate_private_key(ec.SECP521R1()), True),
+    ],
+    ids=["Ed25519", "RSA-1024", "secp256k1", "RSA-2048", "P-521"],
+)
+def test_a_client_ca_that_could_vouch_for_nobody_is_refused(
+    files: ServerFiles, make: Callable[[], Any], good: bool
+) -> None:
+    """A CA whose clients would be refused at each call is refused when it is loaded."""
+    key, now = make(), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    )
+    files.client_ca.write_bytes(certificate.public_bytes(Encoding.PEM))
+    if good:
+        load(files)
+        return
+    with pytest.raises(AccessConfigurationError, match="cannot vouch") as error:
+        load(files)
+    assert error.value.source == f"client CA {files.client_ca}"
 
 
 class Peers(grpc.GenericRpcHandler):

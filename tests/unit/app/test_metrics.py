@@ -70,6 +70,16 @@ def test_a_label_has_a_bounded_number_of_values() -> None:
     assert value(meter, "refusals_total", reason="REASON_0") == 2
 
 
+def test_each_label_has_values_of_its_own() -> None:
+    """One label that is full takes no word from another."""
+    meter = PrometheusMeter()
+    for number in range(metrics.MAX_VALUES * 2):
+        meter.refused(f"REASON_{number}")
+    meter.store("get", "STORE_UNAVAILABLE", 0.1)
+    found = value(meter, "store_operations_total", operation="get", result="STORE_UNAVAILABLE")
+    assert found == 1
+
+
 def test_the_page_is_read_by_prometheus_own_parser() -> None:
     """Every metric ends up in the text, and nothing twice."""
     meter = PrometheusMeter()

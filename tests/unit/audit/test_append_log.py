@@ -1,9 +1,12 @@
 """The log on disk: entries, tiles, starts."""
 
 import contextlib
+import hashlib
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,8 +77,9 @@ class Sum:
         self.seen.append(index)
         self.count += 1
 
-    def dump(self) -> bytes:
-        return b"%d" % self.count
+    def dump(self) -> Callable[[], bytes]:
+        count = self.count
+        return lambda: b"%d" % count
 
     def load(self, data: bytes) -> None:
         self.count = int(data)
@@ -522,6 +526,52 @@ def test_a_cut_that_a_crash_undid_does_no_harm(folder: Path) -> None:
     log = AppendLog.open(folder, ORIGIN)
     assert all_of(log) == expected(8)
     log.close()
+
+
+def test_a_cut_that_a_crash_undid_costs_no_snapshot(folder: Path) -> None:
+    """Write-ahead files that begin below the snapshot's size do not make it useless; one of other
+    entries is no more taken than elsewhere.
+    """
+    log = AppendLog.open(folder, ORIGIN, fold=Sum())
+    log.append(some(300))
+    log.integrate()
+    log.append(some(7))
+    path = log._active._path
+    old = path.read_bytes()
+    log.close()
+    path.write_bytes(old)
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    AppendLog.open(copy, ORIGIN, fold=(fold := Sum())).close()
+    assert (fold.seen, fold.count) == ([], 307)
+    line = json.dumps(
+        {"root": "00" * 32, "size": 305, "sha256": hashlib.sha256(b"305").hexdigest()}
+    )
+    (folder / "snapshot").write_bytes(line.encode() + b"\n305")
+    AppendLog.open(folder, ORIGIN, fold=(fold := Sum())).close()
+    assert fold.seen == list(range(307))
+
+
+def test_a_snapshot_is_made_without_the_appends_lock(folder: Path) -> None:
+    """While a fold's bytes are made, entries are appended; the bytes are of the state before."""
+
+    class Slow(Sum):
+        def dump(self) -> Callable[[], bytes]:
+            made = super().dump()
+
+            def make() -> bytes:
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(log.append, some(1)).result(timeout=30)
+                return made()
+
+            return make
+
+    log = AppendLog.open(folder, ORIGIN, fold=Slow())
+    log.append(some(5))
+    log.close()
+    assert (folder / "snapshot").read_bytes().endswith(b"\n5")
+    AppendLog.open(folder, ORIGIN, fold=(fold := Sum())).close()
+    assert fold.seen == [5]
 
 
 def test_an_old_journal_is_refused(folder: Path) -> None:

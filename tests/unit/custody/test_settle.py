@@ -197,6 +197,22 @@ async def test_a_start_settles_what_an_earlier_run_left(custody: Custody, faults
     assert custody.journal.undecided == ()
 
 
+async def test_an_index_that_names_nothing_open_is_skipped(
+    custody: Custody, faults: Faults, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A forged snapshot's indexes, of no entry or of one that is decided, are said and passed over;
+    what is undecided is settled all the same.
+    """
+    key_id = await add(custody)
+    await intent(custody, "DeleteKey", key_id)
+    await start_again(custody)
+    left = [-5, 0, 1, 10_000, *custody.journal.undecided]
+    async with settling(custody, left=left) as settled:
+        await settled.wait()
+    assert outcomes(custody, "DeleteKey") == [(False, "ROW_PRESENT", key_id, left[-1])]
+    assert [record.message for record in caplog.records].count("settle.skipped") == 4
+
+
 async def test_a_snapshot_keeps_what_is_undecided(custody: Custody, faults: Faults) -> None:
     """What is undecided is known after any number of starts, from the log's snapshot too."""
     key_id = await add(custody)

@@ -77,6 +77,21 @@ async def test_an_empty_log_is_one_empty_page(journal: FileJournal) -> None:
     assert (page.entries, page.next_index) == ((), None)
 
 
+async def test_what_is_at_the_end_is_answered_without_a_thread(
+    journal: FileJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A follower that has read everything asks at no cost, whatever the disk does."""
+
+    def started(*_: object, **__: object) -> None:
+        pytest.fail("a thread was started")
+
+    await fill(journal, 3)
+    monkeypatch.setattr(reader_module, "on_a_thread", started)
+    for after in (2, 3, 99):
+        page = await journal.reader().page(after_index=after, limit=10, filter=EVERYTHING)
+        assert (page.entries, page.next_index) == ((), None)
+
+
 async def test_a_reader_follows_the_journal(journal: FileJournal) -> None:
     """What was appended after the reader was made is read, from where it stopped."""
     reader = journal.reader()

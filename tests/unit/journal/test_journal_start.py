@@ -152,7 +152,7 @@ def test_deletions_in_a_snapshot(tmp_path: Path) -> None:
     state.take(4, render(to_event(deleted), origin=ORIGIN, sequence=4, logged_time=NOW))
     state.take(5, entry(5, phase=Phase.INTENT))
     again = LogState()
-    again.load(state.dump())
+    again.load(state.dump()())
     assert again.was_deleted("acme", "k-0")
     assert not again.was_deleted("acme", "k-1")
     assert list(again.unfinished) == [5]
