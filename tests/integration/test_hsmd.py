@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import stat
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,14 @@ import pytest
 from fixtures.hsmd import Hsmd, MakeHsmd, entries_of
 from fixtures.signing import MakeSigningKey, verify
 from fixtures.softhsm import MakeToken, opened
+from ironwork_audit.log import LogError
 from ironwork_hsm import (
     BackendOptions,
     BlobRejected,
     Busy,
     ConfigurationError,
     FrontsKeys,
+    HsmError,
     KeyCreator,
     KeyMissing,
     Unavailable,
@@ -35,6 +39,17 @@ PATIENT = BackendOptions(deadline_s=30, slow_deadline_s=60)
 
 async def connect(hsmd: Hsmd, *, allow_missing: bool = False) -> RemoteKeyWrapper:
     return await open_unix(hsmd.uri, allow_missing=allow_missing, options=PATIENT)
+
+
+def until_recorded(hsmd: Hsmd, reference: str, count: int) -> None:
+    """Wait until so many intents with this reference are durable."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(LogError, OSError, ValueError):  # cut while it is being written
+            found = [entry.event.correlation_id for entry in hsmd.record()]
+            if found.count(reference) >= count:
+                return
+    raise TimeoutError(reference)
 
 
 def raw(hsmd: Hsmd) -> socket.socket:
@@ -133,6 +148,62 @@ async def test_unwraps_are_bounded_in_rate(make_hsmd: MakeHsmd) -> None:
     assert hsmd.end() == 0
     (refused,) = [entry.event for entry in hsmd.record() if entry.event.operation == "hsm.refused"]
     assert (refused.reason, refused.details["count"]) == ("BUSY", len(busy))
+
+
+async def test_nobody_is_held_up_by_how_much_another_asks(make_hsmd: MakeHsmd) -> None:
+    """A connection fills the queue with unwraps of unknown versions: another one's have their turn
+    in between, none is refused, and no device is replaced for it.
+    """
+    hsmd = make_hsmd(limits={"queue": 128})
+    greedy, other = await connect(hsmd), await connect(hsmd)
+    wrapped = await other.wrap(bytes(32), CONTEXT)
+    device = (await asyncio.to_thread(hsmd.status))["devices"][0]
+    os.kill(device["pid"], signal.SIGSTOP)
+    unknown = [replace(wrapped, key_version=2 + number) for number in range(400)]
+    flood = asyncio.gather(
+        *(greedy.unwrap(one, CONTEXT, reference="greedy") for one in unknown),
+        return_exceptions=True,
+    )
+    await asyncio.to_thread(until_recorded, hsmd, "greedy", 256)
+    asked = asyncio.gather(*(other.unwrap(wrapped, CONTEXT, reference="other") for _ in range(5)))
+    await asyncio.to_thread(until_recorded, hsmd, "other", 5)
+    os.kill(device["pid"], signal.SIGCONT)
+    assert await asked == [bytes(32)] * 5
+    assert all(isinstance(result, HsmError) for result in await flood)
+    await greedy.close()
+    await other.close()
+    assert hsmd.status()["devices"][0]["starts"] == 1
+    assert hsmd.end() == 0
+    served = [
+        entry.event.correlation_id
+        for entry in hsmd.record()
+        if entry.event.phase == "outcome" and entry.event.reason != "BUSY"
+    ]
+    assert max(at for at, name in enumerate(served) if name == "other") < 100
+
+
+def test_a_childs_arguments_hold_no_uri(shared_hsmd: Hsmd) -> None:
+    """What every user of the machine can read of a device's process names no device and no file."""
+    pid = shared_hsmd.status()["devices"][0]["pid"]
+    arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"ironwork_hsm.daemon.child" in arguments
+    assert b"pkcs11:" not in arguments
+    assert os.fsencode(shared_hsmd.token.pin_file) not in arguments
+
+
+def test_creating_tries_a_refused_pin_once(make_hsmd: MakeHsmd, make_token: MakeToken) -> None:
+    """`create` remembers a refusal as the process does, and keeps to what either remembers."""
+    token = make_token()
+    right = token.pin_file.read_text()
+    token.pin_file.write_text("wrong-pin-000\n")
+    hsmd = make_hsmd(start=False, token=token)
+    first, second = hsmd.run("create"), hsmd.run("create")
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "until its file changes" in second.stderr
+    assert "until its file changes" not in first.stderr
+    token.pin_file.write_text(right)
+    assert hsmd.run("create").returncode == 0
+    assert not list((hsmd.folder / "state").glob("pin-refused-*"))
 
 
 async def test_a_user_off_the_list_uses_no_key(make_hsmd: MakeHsmd) -> None:

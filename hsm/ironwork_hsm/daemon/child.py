@@ -1,8 +1,8 @@
 """A device's own process: one backend or signer, and nothing else. `python -m` runs it.
 
-Started by the HSM process with a socket as its standard input, over which it answers the same
-protocol that clients speak (remote/wire.py). It may be killed at any moment: a module that hangs or
-crashes takes nothing with it. It ends when the socket does.
+Started by the HSM process with a socket as its standard input. Its URI comes first; then it answers
+the same protocol that clients speak (remote/wire.py). It may be killed at any moment: a module that
+hangs or crashes takes nothing with it. It ends when the socket does.
 """
 
 import argparse
@@ -10,7 +10,8 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from socket import socket
+from socket import MSG_WAITALL, socket
+from typing import Final
 
 from ironwork_hsm.backends import open_backend
 from ironwork_hsm.daemon import logs
@@ -32,6 +33,8 @@ from ironwork_hsm.signers import open_signer
 
 WRAPPER = "wrapper"
 SIGNER = "signer"
+# Of a URI: a settings file that holds one is no longer.
+_MAX_URI_BYTES: Final = 65536
 
 
 @dataclass(slots=True)
@@ -156,13 +159,22 @@ class _Session(asyncio.BufferedProtocol):
         self._outgoing.clear()
 
 
-async def _run(role: str, uri: str, options: BackendOptions) -> None:
+def _read_uri(link: socket) -> str:
+    """What comes first on the link, and before this process was started: its length (4 bytes) and
+    the URI. Its arguments would show it, with what it configures, to every user of the machine.
+    """
+    (length,) = wire.LENGTH.unpack(link.recv(wire.LENGTH.size, MSG_WAITALL))
+    return link.recv(min(length, _MAX_URI_BYTES), MSG_WAITALL).decode()
+
+
+async def _run(role: str, link: socket, options: BackendOptions) -> None:
+    uri = _read_uri(link)
+
     async def opening() -> _Wrapping | _Signing:
         if role == SIGNER:
             return _Signing(await open_signer(uri, options=options))
         return _Wrapping(await open_backend(uri, allow_missing=True, options=options))
 
-    link = socket(fileno=0)
     link.setblocking(False)
     loop = asyncio.get_running_loop()
     _, session = await loop.create_unix_connection(lambda: _Session(opening), sock=link)
@@ -175,7 +187,6 @@ def main() -> None:
     """The process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("role", choices=(WRAPPER, SIGNER))
-    parser.add_argument("uri")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--deadline", type=float, required=True)
     parser.add_argument("--lanes", type=int, required=True)
@@ -191,7 +202,7 @@ def main() -> None:
         deadline_s=options.deadline,
         slow_deadline_s=options.deadline * 10,
     )
-    asyncio.run(_run(options.role, options.uri, settings))
+    asyncio.run(_run(options.role, socket(fileno=0), settings))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ An operator's command, never a request over the socket: a server that was taken 
 keys. It has a record of its own beside the process' one, which that process holds while it runs.
 """
 
+import contextlib
 import uuid
 from datetime import UTC, datetime
 from typing import Final
@@ -11,6 +12,7 @@ from typing import Final
 from ironwork_audit import INTENT, OUTCOME, Event
 from ironwork_hsm.backends import open_backend
 from ironwork_hsm.daemon.device import reason_of
+from ironwork_hsm.daemon.latch import latch_of, make_private
 from ironwork_hsm.daemon.record import open_record
 from ironwork_hsm.daemon.settings import Settings
 from ironwork_hsm.interface import ConfigurationError, HsmError, KeyCreator
@@ -20,9 +22,13 @@ OPERATOR: Final = "operator"
 
 async def create(settings: Settings, *, next_version: bool) -> int | None:
     """The version that was made, by the first backend; None where there is one and no further one
-    was asked for. A running process learns of it by SIGHUP. Raises HsmError.
+    was asked for. A running process learns of it by SIGHUP. A PIN that the token refused is not
+    tried again, by no run and by no process. Raises HsmError.
     """
-    wrapper = await open_backend(settings.backends[0], allow_missing=True)
+    make_private(settings.state)
+    latch = latch_of(settings.state, settings.backends[0], {})
+    with latch.trying() if latch is not None else contextlib.nullcontext():
+        wrapper = await open_backend(settings.backends[0], allow_missing=True)
     try:
         if await wrapper.versions() and not next_version:
             return None

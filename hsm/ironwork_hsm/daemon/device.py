@@ -3,8 +3,10 @@
     STARTING ──▶ READY ──(hangs, crashes, sick)──▶ STARTING (after a pause that doubles, to 2 s)
         └──(the token refused the PIN)──▶ PIN_REFUSED ──(the PIN's file changed)──▶ STARTING
 
-A child is killed by its process id and never waited for by callers; everything that it was asked
-is told Unavailable. A module's state heals only by C_Finalize and C_Initialize: a new process.
+A child is sick when it answers nothing for a deadline while something is under way in it: one late
+answer among others is not. It is killed by its process id and never waited for by callers;
+everything that it was asked is told Unavailable. A module's state heals only by C_Finalize and
+C_Initialize: a new process.
 """
 
 import asyncio
@@ -22,6 +24,7 @@ from typing import Final, Protocol
 
 from ironwork_hsm.daemon.hardening import overwriting
 from ironwork_hsm.daemon.latch import PinLatch
+from ironwork_hsm.daemon.turns import Asker, Turns
 from ironwork_hsm.interface import (
     BlobRejected,
     Busy,
@@ -46,6 +49,8 @@ _SOUND_S: Final = 5.0
 _LATCH_POLL_S: Final = 0.25
 _REAP_S: Final = 2.0
 _TRIAL_S: Final = 0.5
+# Calls under way in a child, for each of its lanes: enough that no lane waits for this process.
+_CALLS_A_LANE: Final = 4
 
 
 class State(Enum):
@@ -115,6 +120,14 @@ class Device:
         self._link: Link | None = None
         self._ended = asyncio.Event()
         self._tried_at = float("-inf")
+        self._window = limits.lanes * _CALLS_A_LANE
+        self._turns = Turns(
+            deadline_s=limits.deadline_s,
+            window=self._window,
+            capacity=limits.queue,
+            on_silent=self.replace,
+            on_answer=self._judge,
+        )
         # Set after the first start, however it went: the process is ready to say how it stands.
         self.settled = asyncio.Event()
 
@@ -123,17 +136,11 @@ class Device:
         """The child's process id, while there is one."""
         return None if self._process is None else self._process.pid
 
-    def send(self, build: Callable[[int], bytes], answered: Answered) -> None:
-        """Ask the device; see Link.request. Raises why it cannot be asked now."""
-        if self.state is not State.READY or self._link is None:
+    def send(self, asker: Asker, build: Callable[[int], bytes], answered: Answered) -> None:
+        """Ask the device; see Turns.ask. Raises why it cannot be asked now."""
+        if self.state is not State.READY:
             raise self.problem or Unavailable("The HSM process has no device.")
-        link = self._link
-
-        def heard(answer: Frame | HsmError) -> None:
-            self._judge(link, answer)
-            answered(answer)
-
-        link.request(build, heard)
+        self._turns.ask(asker, build, answered)
 
     def learn(self, info: Info) -> None:
         """The device said what it offers; the name that it gives its key is the key's name."""
@@ -145,6 +152,7 @@ class Device:
         if self.state is State.READY:
             self.state, self.problem = State.STARTING, problem
             log.warning("device.replaced", extra={"device": self.name, "problem": str(problem)})
+            self._turns.stop()
         self._ended.set()
 
     async def run(self) -> None:
@@ -178,20 +186,13 @@ class Device:
             await self._start()
             return
         while self._latch.is_set():
-            self._not_ready(_latched(), State.PIN_REFUSED)
+            self._not_ready(self._latch.refusal(), State.PIN_REFUSED)
             self.settled.set()
             await asyncio.sleep(_LATCH_POLL_S)
         async with self._latch.lock:
-            if self._latch.is_set():
-                raise _latched()  # another device has just had it refused
-            # Before the child reads it: a file that changes meanwhile is not the refused one.
-            tried = self._latch.identity()
-            try:
+            # Another device may have just had it refused.
+            with self._latch.trying():
                 await self._start()
-            except PinRefused:
-                self._latch.set(tried)
-                raise
-            self._latch.clear()
 
     async def _start(self) -> None:
         self._ended.clear()
@@ -203,11 +204,12 @@ class Device:
             await self._watch.opened(self, intent, error)
             raise
         await self._watch.opened(self, intent, None)
-        if self._ended.is_set():
-            raise Unavailable("The device's process ended as soon as it had started.")
         self.learn(info)
         if info.keys[0].version:
             await self._settle()
+        if self._ended.is_set() or self._link is None:
+            raise Unavailable("The device's process ended as soon as it had started.")
+        self._turns.use(self._link)
         self.state, self.problem = State.READY, None
         log.info("device.ready", extra={"device": self.name, "pid": self.pid})
         self.settled.set()
@@ -244,11 +246,14 @@ class Device:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             ours.setblocking(False)
+            # Not in its arguments, which every user of the machine can read (proc(5)).
+            uri = self._uri.encode()
+            ours.send(wire.LENGTH.pack(len(uri)) + uri)
             command = [
-                sys.executable, "-m", "ironwork_hsm.daemon.child", self.role, self._uri,
+                sys.executable, "-m", "ironwork_hsm.daemon.child", self.role,
                 "--parent", str(os.getpid()), "--lanes", str(limits.lanes),
-                # This process decides what is late, and how many may wait.
-                "--deadline", str(limits.deadline_s * 2), "--queue", str(limits.queue * 2),
+                # This process decides what is late, and gives it no more than the window.
+                "--deadline", str(limits.deadline_s * 2), "--queue", str(self._window * 2),
             ]  # fmt: skip
             try:
                 self._process = await asyncio.create_subprocess_exec(
@@ -270,7 +275,7 @@ class Device:
     def _link_made(self) -> Link:
         return Link(
             deadline_s=self._limits.deadline_s,
-            capacity=self._limits.queue,
+            capacity=self._window * 2,
             on_lost=lambda: self.replace(Unavailable("The device's process ended.")),
         )
 
@@ -295,26 +300,31 @@ class Device:
 
     # --- judging and ending
 
-    def _judge(self, link: Link, answer: Frame | HsmError) -> None:
-        """Whether an answer says that the device is sick."""
+    def _judge(self, link: Link, answer: Frame | HsmError) -> bool:
+        """Look into an answer that may say that the device is sick. Whether it shows that the
+        device lives: a child that gives calls up by itself does not.
+        """
         if isinstance(answer, TimedOut):
             self.replace(answer)
-            return
-        if isinstance(answer, HsmError) or answer.kind is not Kind.FAILED:
-            return
+        if isinstance(answer, HsmError):
+            return False
+        if answer.kind is not Kind.FAILED:
+            return True
         try:
             error = wire.parse_failed(answer.payload)
         except Malformed:
             link.abort()
-            return
+            return False
         now = asyncio.get_running_loop().time()
         sick = isinstance(error, Unavailable | KeyMissing | ConfigurationError | PinRefused)
         if sick and not isinstance(error, Busy) and now - self._tried_at > _TRIAL_S:
             # It may be this one call. One round trip decides.
             self._tried_at = now
             self._trial(self)
+        return not isinstance(error, Unavailable)
 
     async def _end_child(self) -> None:
+        self._turns.stop()
         link, self._link = self._link, None
         process, self._process = self._process, None
         if link is not None:
@@ -330,10 +340,6 @@ class Device:
         except TimeoutError:
             # In the kernel, in a call on the device: it ends when that does.
             log.warning("device.not_reaped", extra={"device": self.name, "pid": process.pid})
-
-
-def _latched() -> PinRefused:
-    return PinRefused("The token refused the PIN, which is not tried again until its file changes.")
 
 
 def info_in(answer: Frame | HsmError) -> Info:

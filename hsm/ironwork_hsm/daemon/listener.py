@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,26 +15,39 @@ from ironwork_hsm.remote.place import Peer, folder_owner
 _BACKLOG: Final = 64
 
 
+# Connections that root and the process' own user have beyond all shares, each: for the status.
+RESERVED: Final = 2
+
+
 class Guard:
-    """Implements session.Door: who comes in, and how many."""
+    """Implements session.Door: who comes in, and how many. Each user on the list has an even share
+    of the connections, at least one, that no other user can take.
+    """
 
     def __init__(self, allowed: frozenset[int], connections: int) -> None:
         self._allowed = allowed
-        self._connections = connections
-        self.sessions: set[Session] = set()
+        self._share = max(1, connections // len(allowed))
+        self._reserve = {0, os.geteuid()}
+        self._held: Counter[int] = Counter()
+        self.sessions: dict[Session, int] = {}
 
     def admit(self, session: Session, peer: Peer) -> str | None:
         """See session.Door. Root and the process' own user may ask for the status."""
-        if peer.uid not in self._allowed | {0, os.geteuid()}:
+        if peer.uid not in self._allowed | self._reserve:
             return "PEER_REFUSED"
-        if len(self.sessions) >= self._connections:
+        share = self._share if peer.uid in self._allowed else 0
+        reserved = RESERVED if peer.uid in self._reserve else 0
+        if self._held[peer.uid] >= share + reserved:
             return "TOO_MANY_CONNECTIONS"
-        self.sessions.add(session)
+        self._held[peer.uid] += 1
+        self.sessions[session] = peer.uid
         return None
 
     def leave(self, session: Session) -> None:
         """See session.Door."""
-        self.sessions.discard(session)
+        uid = self.sessions.pop(session, None)
+        if uid is not None:
+            self._held[uid] -= 1
 
     def may_use_keys(self, peer: Peer) -> bool:
         """See session.Door."""

@@ -23,6 +23,7 @@ from ironwork_audit import EVENT, INTENT, OUTCOME, Event, FieldRefused
 from ironwork_hsm.daemon.device import Device, error_in, info_in, reason_of
 from ironwork_hsm.daemon.rate import Rates
 from ironwork_hsm.daemon.record import MAX_COMMIT_EVENTS, Record, unrecorded
+from ironwork_hsm.daemon.turns import Asker
 from ironwork_hsm.interface import (
     BlobRejected,
     Busy,
@@ -31,6 +32,7 @@ from ironwork_hsm.interface import (
     MechanismRefused,
 )
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.link import TimedOut
 from ironwork_hsm.remote.place import Peer
 from ironwork_hsm.remote.wire import Frame, Info, Kind, SignerInfo
 
@@ -39,10 +41,15 @@ log = logging.getLogger(__name__)
 REFUSALS_WINDOW_S: Final = 10.0
 _KEYS: Final = "keys"
 _SIGNING: Final = "signing"
+_ASKING: Final = "asking"
+# Sorts of refusal that are told apart in one window; the further ones are one entry.
+_MAX_REFUSED: Final = 64
+_OTHERS: Final = ("", "OTHERS")
 _NUMBER_AT: Final = 5
 _NUMBER: Final = struct.Struct(">I")
 # Those of this process itself.
 _OWN: Final = Peer(pid=0, uid=-1)
+_OWN_TURN: Final = Asker(uid=-1, connection=0)
 
 # Takes the answer's bytes; for callers that have gone it does nothing.
 Reply = Callable[[bytes], None]
@@ -57,7 +64,8 @@ class _Operation:
     request: bytearray
     number: int
     reply: Reply
-    # Whether the device was: only then is a failure its own.
+    asker: Asker = _OWN_TURN
+    # Whether the device was, and had time for it: only then is a failure its own.
     asked: bool = False
 
 
@@ -97,26 +105,41 @@ class Operations:
         problem = first.problem if first.info is None else None
         return Info(tuple(keys), signer, problem)
 
-    def take(self, peer: Peer, frame: Frame, reply: Reply) -> None:
-        """Do what a frame asks for. Raises Malformed."""
+    def may_ask(self, peer: Peer) -> bool:
+        """Whether the peer may ask once more what is on offer, or how the process stands. Where it
+        may not, that is counted.
+        """
+        if self._rates.take(peer.uid, _ASKING):
+            return True
+        self.count_refusal(peer, "BUSY")
+        return False
+
+    def take(self, peer: Peer, connection: int, frame: Frame, reply: Reply) -> None:
+        """Do what a frame asks for, in the turn of its connection. Raises Malformed."""
         number = frame.number
         try:
             event, device = self._examine(peer, frame)
             if device.problem is not None:
                 raise device.problem
             if not self._rates.take(peer.uid, _SIGNING if frame.kind is Kind.SIGN else _KEYS):
-                raise Busy("This user asks for more operations than it may; try again later.")
+                raise over_rate()
         except FieldRefused:
             raise wire.Malformed("a field cannot be put on record") from None
         except HsmError as error:
             self.count_refusal(peer, reason_of(error))
             reply(wire.failed(number, error))
             return
-        self._begin(_Operation(event, device, bytearray(wire.renumbered(frame, 0)), number, reply))
+        request = bytearray(wire.renumbered(frame, 0))
+        asker = Asker(peer.uid, connection)
+        self._begin(_Operation(event, device, request, number, reply, asker))
 
     def count_refusal(self, peer: Peer, reason: str) -> None:
-        """Note that a peer was refused; told as one entry for each uid and reason in 10 s."""
-        self._refused[f"uid:{peer.uid}", reason] += 1
+        """Note that a peer was refused; told as one entry for each uid and reason in 10 s, and one
+        for the rest where there are very many.
+        """
+        sort = (f"uid:{peer.uid}", reason)
+        known = sort in self._refused or len(self._refused) < _MAX_REFUSED
+        self._refused[sort if known else _OTHERS] += 1
         if self._telling is None:
             self._telling = self._loop.call_later(REFUSALS_WINDOW_S, self._tell_refusals)
 
@@ -246,11 +269,12 @@ class Operations:
             return bytes(operation.request)
 
         def answered(answer: Frame | HsmError) -> None:
+            # One that is slow is not sick; whether it is silent the device itself looks.
+            operation.asked = not isinstance(error_in(answer), Busy | TimedOut)
             self._answered(operation, intent, answer)
 
         try:
-            operation.device.send(build, answered)
-            operation.asked = True
+            operation.device.send(operation.asker, build, answered)
         except HsmError as error:
             self._answered(operation, intent, error)
 
@@ -281,7 +305,7 @@ class Operations:
         if device.problem is None:
             # One that cannot be asked now is learnt of by the next answer.
             with contextlib.suppress(HsmError):
-                device.send(wire.hello, answered)
+                device.send(_OWN_TURN, wire.hello, answered)
 
     # --- the record
 
@@ -319,10 +343,15 @@ class Operations:
                 reason=reason,
                 details={"count": count, "window_s": int(REFUSALS_WINDOW_S)},
             )
-            for (principal, reason), count in refused.most_common(64)
+            for (principal, reason), count in refused.items()
         ]
         if events:
             self._record.submit(events, _lost)
+
+
+def over_rate() -> Busy:
+    """The one refusal of whoever asks for too much."""
+    return Busy("This user asks for more operations than it may; try again later.")
 
 
 def _known(device: Device) -> dict[str, str | int]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 # Allow lists are short; more uids than this are not kept apart.
-_MAX_BUCKETS = 256
+_MAX_BUCKETS = 1024
 
 
 class TokenBucket:

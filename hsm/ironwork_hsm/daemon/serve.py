@@ -13,7 +13,7 @@ from typing import Final
 
 from ironwork_hsm.daemon import child
 from ironwork_hsm.daemon.device import Device, Limits, State
-from ironwork_hsm.daemon.latch import PinLatch
+from ironwork_hsm.daemon.latch import latch_of, make_private
 from ironwork_hsm.daemon.listener import Guard, listen
 from ironwork_hsm.daemon.operations import Operations
 from ironwork_hsm.daemon.rate import Rates
@@ -58,7 +58,7 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP looks for new versions of the master keys. Raises
     ConfigurationError, Unavailable.
     """
-    _make_private(settings.state)
+    make_private(settings.state)
     async with contextlib.AsyncExitStack() as stack:
         listener = listen(settings.socket)
         stack.callback(listener.close)
@@ -97,21 +97,17 @@ async def serve(settings: Settings) -> None:
 
 
 def _devices(settings: Settings, operations: Operations) -> tuple[list[Device], Device | None]:
-    """Not yet running. Two that have one PIN file share its latch. Raises ConfigurationError."""
-    latches: dict[Path, PinLatch] = {}
+    """Not yet running. Two that have one PIN file have one lock. Raises ConfigurationError."""
+    locks: dict[Path, asyncio.Lock] = {}
 
     def make(role: str, uri: str) -> Device:
-        pin_file = _pin_file(uri)
-        latch = None
-        if pin_file is not None:
-            latch = latches.setdefault(pin_file, PinLatch(settings.state, pin_file))
         bounds = settings.bounds
         return Device(
             role,
             uri,
             name_of(uri),
             Limits(bounds.deadline_s, bounds.open_s, bounds.lanes, bounds.queue),
-            latch=latch,
+            latch=latch_of(settings.state, uri, locks),
             watch=operations,
             trial=operations.try_device,
             overwrite=settings.overwrite_freed,
@@ -132,12 +128,6 @@ def name_of(uri: str) -> str:
     if scheme == "unix":
         raise ConfigurationError("backends: a process in front of a process is not meant.")
     return uri.partition("?")[0]
-
-
-def _pin_file(uri: str) -> Path | None:
-    if uri.partition(":")[0].lower() != PKCS11:
-        return None
-    return parse_pkcs11_uri(uri).pin_source.absolute()
 
 
 def _describe(device: Device) -> dict[str, object]:
@@ -191,17 +181,3 @@ def _say_ready(path: Path) -> None:
             # An abstract address begins with a zero byte, written as `@`.
             notify.connect("\0" + address[1:] if address.startswith("@") else address)
             notify.send(b"READY=1")
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = folder.stat().st_mode
-    except OSError as error:
-        raise ConfigurationError(
-            f"state: {folder} cannot be used: {os.strerror(error.errno or 0)}."
-        ) from None
-    if mode & 0o077:
-        raise ConfigurationError(
-            f"state: {folder} is open to other users; mend it with: chmod 700 {folder}"
-        )

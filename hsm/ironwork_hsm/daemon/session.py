@@ -1,12 +1,13 @@
 """A client's connection: who it is by the kernel's word, what it may send, and how much of it."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ironwork_hsm.daemon.operations import Operations
+from ironwork_hsm.daemon.operations import Operations, over_rate
 from ironwork_hsm.interface import ConfigurationError
 from ironwork_hsm.remote import wire
 from ironwork_hsm.remote.framing import FrameBuffer
@@ -14,6 +15,9 @@ from ironwork_hsm.remote.place import Peer, peer_of
 from ironwork_hsm.remote.wire import Frame, Kind, Malformed
 
 log = logging.getLogger(__name__)
+
+# Of connections, for the life of the process.
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Session(asyncio.BufferedProtocol):
         self._operations = operations
         self._report = report
         self._limits = limits
+        self._number = next(_numbers)
         self._loop = asyncio.get_running_loop()
         self._buffer = FrameBuffer()
         self._transport: asyncio.Transport | None = None
@@ -144,16 +149,34 @@ class Session(asyncio.BufferedProtocol):
         match frame.kind:
             case Kind.HELLO:
                 wire.check_hello(frame.payload)
-                self._write(wire.info_answer(frame.number, self._operations.info()))
+                self._tell(frame.number, self._peer, self._info)
             case Kind.STATUS:
                 wire.parse_plain(frame.payload)
-                self._write(wire.report_answer(frame.number, self._report()))
+                self._tell(frame.number, self._peer, self._status)
             case _ if not self._door.may_use_keys(self._peer):
                 self._operations.count_refusal(self._peer, "PEER_REFUSED")
-                self._write(wire.failed(frame.number, _not_allowed()))
+                self._answer_soon(wire.failed(frame.number, _not_allowed()))
             case _:
                 self._under_way += 1
-                self._operations.take(self._peer, frame, self._answer)
+                self._operations.take(self._peer, self._number, frame, self._answer)
+
+    def _tell(self, number: int, peer: Peer, build: Callable[[int], bytes]) -> None:
+        """What is known without a device: bounded as what is asked of one."""
+        may = self._operations.may_ask(peer)
+        self._answer_soon(build(number) if may else wire.failed(number, over_rate()))
+
+    def _info(self, number: int) -> bytes:
+        return wire.info_answer(number, self._operations.info())
+
+    def _status(self, number: int) -> bytes:
+        return wire.report_answer(number, self._report())
+
+    def _answer_soon(self, data: bytes) -> None:
+        """In the loop's next round: until then it counts as under way, so that a client that sends
+        without end is no longer read from.
+        """
+        self._under_way += 1
+        self._loop.call_soon(self._answer, data)
 
     def _answer(self, data: bytes) -> None:
         self._under_way -= 1

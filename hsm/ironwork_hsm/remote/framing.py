@@ -23,11 +23,6 @@ class FrameBuffer:
         self._view = memoryview(self._bytes)
         self._filled = 0
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no frame has begun to arrive."""
-        return self._filled == 0
-
     def room(self) -> memoryview:
         """Where the next bytes go; never empty."""
         return self._view[self._filled :]

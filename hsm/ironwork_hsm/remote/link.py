@@ -52,11 +52,6 @@ class Link(asyncio.BufferedProtocol):
         """Whether a request can be sent."""
         return self._transport is not None and not self._lost
 
-    @property
-    def waiting(self) -> int:
-        """Requests that have no answer yet."""
-        return len(self._waiting)
-
     def request(
         self,
         build: Callable[[int], bytes],

@@ -11,11 +11,11 @@ import pytest
 
 from ironwork_audit import INTENT, Event
 from ironwork_audit.log import OperatingSystem
-from ironwork_hsm import ConfigurationError, Unavailable
+from ironwork_hsm import ConfigurationError, PinRefused, Unavailable
 from ironwork_hsm.daemon import settings
 from ironwork_hsm.daemon.hardening import overwriting
-from ironwork_hsm.daemon.latch import PinLatch
-from ironwork_hsm.daemon.listener import Guard
+from ironwork_hsm.daemon.latch import PinLatch, latch_of
+from ironwork_hsm.daemon.listener import RESERVED, Guard
 from ironwork_hsm.daemon.rate import Rates
 from ironwork_hsm.daemon.record import open_record
 from ironwork_hsm.daemon.serve import name_of
@@ -108,24 +108,38 @@ def test_a_rate_holds_over_time() -> None:
 def test_rates_are_bounded_in_number() -> None:
     """More uids than are kept apart get nothing, instead of memory."""
     rates = Rates(10, 5, clock=lambda: 0)
-    assert sum(rates.take(uid, "keys") for uid in range(1000)) == 256
+    assert sum(rates.take(uid, "keys") for uid in range(2000)) == 1024
 
 
 def test_the_guard_lets_in_who_is_listed() -> None:
     """A uid off the list is refused before a byte of it is read; root and the process' own user
     come in for the status; nobody beyond the bound.
     """
-    guard = Guard(frozenset({1001}), 2)
+    guard = Guard(frozenset({1001}), 1)
     sessions: list[Any] = [FakeSession() for _ in range(4)]
     assert guard.admit(sessions[0], Peer(1, 1002)) == "PEER_REFUSED"
     assert guard.admit(sessions[0], Peer(1, 1001)) is None
     assert guard.admit(sessions[1], Peer(1, os.geteuid())) is None
     assert guard.admit(sessions[2], Peer(1, 1001)) == "TOO_MANY_CONNECTIONS"
-    guard.leave(sessions[1])
+    guard.leave(sessions[2])
+    guard.leave(sessions[0])
     assert guard.admit(sessions[3], Peer(1, 1001)) is None
     assert guard.may_use_keys(Peer(1, 1001))
     assert not guard.may_use_keys(Peer(1, 1002))
     assert guard.may_use_keys(Peer(1, os.geteuid())) == (os.geteuid() == 1001)
+
+
+def test_no_user_takes_anothers_connections() -> None:
+    """However many one user asks for, every other one, root and the process' own user come in."""
+    own = os.geteuid()
+    guard = Guard(frozenset({1001, 1002, own}), 9)
+
+    def admitted(uid: int) -> int:
+        sessions: list[Any] = [FakeSession() for _ in range(20)]
+        return sum(guard.admit(session, Peer(1, uid)) is None for session in sessions)
+
+    assert [admitted(1001), admitted(1002), admitted(own)] == [3, 3, 3 + RESERVED]
+    assert admitted(0) == (0 if own == 0 else RESERVED)
 
 
 def test_a_latch_holds_until_the_file_changes(tmp_path: Path) -> None:
@@ -143,6 +157,7 @@ def test_a_latch_holds_until_the_file_changes(tmp_path: Path) -> None:
     assert kept.stat().st_mode & 0o077 == 0
     os.utime(pin)
     assert not latch.is_set()
+    latch.clear()
     latch.set(latch.identity())
     pin.unlink()
     pin.write_text("1234")
@@ -152,6 +167,50 @@ def test_a_latch_holds_until_the_file_changes(tmp_path: Path) -> None:
     latch.clear()
     assert not latch.is_set()
     latch.clear()
+
+
+def test_refusals_in_a_row_are_counted(tmp_path: Path) -> None:
+    """A PIN file that is a new one at each start is not tried for ever: after two refusals in a row
+    no file is, until an operator removes the latch, which the error names; a success begins anew.
+    """
+    pin = tmp_path / "pin"
+    latch = PinLatch(tmp_path, pin)
+
+    def try_once(refused: bool) -> None:
+        pin.unlink(missing_ok=True)
+        pin.write_text("1234")
+        with latch.trying():
+            if refused:
+                raise PinRefused("no")
+
+    with pytest.raises(PinRefused, match="no"):
+        try_once(refused=True)
+    try_once(refused=False)
+    for _ in range(2):
+        with pytest.raises(PinRefused, match="no"):
+            try_once(refused=True)
+    for _ in range(2):
+        with pytest.raises(PinRefused, match=latch.path.name):
+            try_once(refused=False)
+    latch.path.unlink()
+    try_once(refused=False)
+
+
+def test_a_pin_file_has_one_latch_by_all_its_names(tmp_path: Path) -> None:
+    """What was refused through a symbolic link is not tried by the file's own name, and two devices
+    with the two names have one lock.
+    """
+    pin, link = tmp_path / "pin", tmp_path / "link"
+    pin.write_text("1234")
+    link.symlink_to(pin)
+    uri = "pkcs11:token=t;object=o?module-path=/x&pin-source=file:"
+    locks: dict[Path, asyncio.Lock] = {}
+    one, other = (latch_of(tmp_path, f"{uri}{path}", locks) for path in (pin, link))
+    assert one is not None
+    assert other is not None
+    one.set(one.identity())
+    assert other.is_set()
+    assert one.lock is other.lock
 
 
 def test_a_latch_that_cannot_be_kept_is_an_error(tmp_path: Path) -> None:
