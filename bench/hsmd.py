@@ -34,6 +34,7 @@ import psutil
 from ironwork_hsm import BackendOptions, KeyCreator, WrappedKey, open_backend
 from ironwork_hsm.pkcs11.softhsm import SoftHsmToken, create_token
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import LENGTH
 from ironwork_hsm.remote.link import Link
 from ironwork_hsm.remote.status import read_status
 from ironwork_hsm.remote.wire import Frame
@@ -145,7 +146,7 @@ async def serve_grpc(address: str, uri: str) -> None:
     backend = await open_backend(uri, options=OPTIONS)
 
     async def handle(request: bytes, _: object) -> bytes:
-        frame = wire.parse_body(memoryview(request)[wire.LENGTH.size :])
+        frame = wire.parse_body(memoryview(request)[LENGTH.size :])
         asked = wire.parse_unwrap(frame.payload)
         return bytes(await backend.unwrap(asked.wrapped, asked.context))
 

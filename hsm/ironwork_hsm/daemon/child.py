@@ -27,8 +27,9 @@ from ironwork_hsm.interface import (
     Unavailable,
 )
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import LENGTH, Malformed
 from ironwork_hsm.remote.framing import FrameBuffer
-from ironwork_hsm.remote.wire import Frame, Info, KeyInfo, Kind, Malformed, SignerInfo
+from ironwork_hsm.remote.wire import Frame, Info, KeyInfo, Kind, SignerInfo
 from ironwork_hsm.signers import open_signer
 
 WRAPPER = "wrapper"
@@ -163,7 +164,7 @@ def _read_uri(link: socket) -> str:
     """What comes first on the link, and before this process was started: its length (4 bytes) and
     the URI. Its arguments would show it, with what it configures, to every user of the machine.
     """
-    (length,) = wire.LENGTH.unpack(link.recv(wire.LENGTH.size, MSG_WAITALL))
+    (length,) = LENGTH.unpack(link.recv(LENGTH.size, MSG_WAITALL))
     return link.recv(min(length, _MAX_URI_BYTES), MSG_WAITALL).decode()
 
 

@@ -36,8 +36,9 @@ from ironwork_hsm.interface import (
     Unavailable,
 )
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import LENGTH, Malformed
 from ironwork_hsm.remote.link import Answered, Link, TimedOut
-from ironwork_hsm.remote.wire import Frame, Info, Kind, Malformed
+from ironwork_hsm.remote.wire import Frame, Info, Kind
 from ironwork_hsm.settle import MAX_TRIALS
 
 log = logging.getLogger(__name__)
@@ -248,7 +249,7 @@ class Device:
             ours.setblocking(False)
             # Not in its arguments, which every user of the machine can read (proc(5)).
             uri = self._uri.encode()
-            ours.send(wire.LENGTH.pack(len(uri)) + uri)
+            ours.send(LENGTH.pack(len(uri)) + uri)
             command = [
                 sys.executable, "-m", "ironwork_hsm.daemon.child", self.role,
                 "--parent", str(os.getpid()), "--lanes", str(limits.lanes),

@@ -32,6 +32,7 @@ from ironwork_hsm.interface import (
     MechanismRefused,
 )
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import LENGTH, Malformed
 from ironwork_hsm.remote.link import TimedOut
 from ironwork_hsm.remote.place import Peer
 from ironwork_hsm.remote.wire import Frame, Info, Kind, SignerInfo
@@ -124,7 +125,7 @@ class Operations:
             if not self._rates.take(peer.uid, _SIGNING if frame.kind is Kind.SIGN else _KEYS):
                 raise over_rate()
         except FieldRefused:
-            raise wire.Malformed("a field cannot be put on record") from None
+            raise Malformed("a field cannot be put on record") from None
         except HsmError as error:
             self.count_refusal(peer, reason_of(error))
             reply(wire.failed(number, error))
@@ -151,7 +152,7 @@ class Operations:
             return
 
         def answered(answer: bytes) -> None:
-            frame = wire.parse_body(memoryview(answer)[wire.LENGTH.size :])
+            frame = wire.parse_body(memoryview(answer)[LENGTH.size :])
             error = error_in(frame)
             if error is not None and operation.asked:
                 device.replace(error)
@@ -234,7 +235,7 @@ class Operations:
                 operation = "hsm.probe" if frame.kind is Kind.CHECK else "hsm.list"
                 return self._event(peer, operation, reference, device, _known(device)), device
             case _:
-                raise wire.Malformed("a client does not send this")
+                raise Malformed("a client does not send this")
 
     def _named(self, name: str) -> Device | None:
         return next((device for device in self._devices if device.name == name), None)

@@ -10,9 +10,10 @@ from typing import Protocol
 from ironwork_hsm.daemon.operations import Operations, over_rate
 from ironwork_hsm.interface import ConfigurationError
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import Malformed
 from ironwork_hsm.remote.framing import FrameBuffer
 from ironwork_hsm.remote.place import Peer, peer_of
-from ironwork_hsm.remote.wire import Frame, Kind, Malformed
+from ironwork_hsm.remote.wire import Frame, Kind
 
 log = logging.getLogger(__name__)
 

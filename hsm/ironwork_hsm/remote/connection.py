@@ -10,9 +10,10 @@ from typing import Final, TypeVar
 from ironwork_hsm.interface import BackendOptions, ConfigurationError, HsmError, Unavailable
 from ironwork_hsm.lanes import keep
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import Malformed
 from ironwork_hsm.remote.link import Link
 from ironwork_hsm.remote.place import folder_owner, peer_of
-from ironwork_hsm.remote.wire import Frame, Info, Kind, Malformed
+from ironwork_hsm.remote.wire import Frame, Info, Kind
 
 Result = TypeVar("Result")
 

@@ -6,7 +6,8 @@ stay behind in the process.
 
 from collections.abc import Iterator
 
-from ironwork_hsm.remote.wire import LENGTH, MAX_FRAME_BYTES, Frame, Malformed, parse_body
+from ironwork_hsm.remote.codec import LENGTH, Malformed
+from ironwork_hsm.remote.wire import MAX_FRAME_BYTES, Frame, parse_body
 
 # Room for the greatest frame, and for many small ones in one read.
 BUFFER_BYTES = 2 * (LENGTH.size + MAX_FRAME_BYTES)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ironwork_hsm.interface import Busy, HsmError, Unavailable
+from ironwork_hsm.remote.codec import Malformed
 from ironwork_hsm.remote.framing import FrameBuffer
-from ironwork_hsm.remote.wire import Frame, Malformed
+from ironwork_hsm.remote.wire import Frame
 
 # Called once for each request: with the answer's frame, lent for the call, or with what stands in
 # its place. It does not raise.

@@ -27,8 +27,16 @@ from ironwork_hsm.interface import (
     Unavailable,
     WrappedKey,
 )
-
-Buffer = bytes | bytearray | memoryview
+from ironwork_hsm.remote.codec import (
+    LENGTH,
+    NUMBER,
+    Buffer,
+    Malformed,
+    read_fields,
+    read_integer,
+    read_many,
+    read_text,
+)
 
 GREETING: Final = b"ironwork-hsm/1"
 DATA_KEY_BYTES: Final = 32
@@ -47,14 +55,8 @@ MAX_PUBLIC_KEY_BYTES: Final = 256
 # Of a frame, its length field not counted; the greatest message (an unwrap) fits.
 MAX_FRAME_BYTES: Final = 81920
 
-LENGTH: Final = struct.Struct(">I")
 _HEAD: Final = struct.Struct(">IBI")
-_NUMBER: Final = struct.Struct(">I")
 HEAD_BYTES: Final = 5  # kind and number
-
-
-class Malformed(Exception):
-    """The peer does not speak this protocol. Says what is wrong, never the bytes."""
 
 
 class Kind(IntEnum):
@@ -180,7 +182,7 @@ def parse_body(body: memoryview) -> Frame:
         kind = Kind(body[0])
     except ValueError:
         raise Malformed("a frame's kind is unknown") from None
-    (number,) = _NUMBER.unpack_from(body, 1)
+    (number,) = NUMBER.unpack_from(body, 1)
     return Frame(kind, number, body[HEAD_BYTES:])
 
 
@@ -191,7 +193,7 @@ def wrap(number: int, data_key: Buffer, context: bytes, reference: str) -> bytes
 
 def parse_wrap(payload: memoryview) -> Wrap:
     """Raises Malformed."""
-    reference, data_key, context = _fields(
+    reference, data_key, context = read_fields(
         payload, MAX_REFERENCE_BYTES, DATA_KEY_BYTES, MAX_CONTEXT_BYTES
     )
     if len(data_key) != DATA_KEY_BYTES:
@@ -222,7 +224,7 @@ def fits(wrapped: WrappedKey) -> bool:
 
 def parse_unwrap(payload: memoryview) -> Unwrap:
     """Raises Malformed."""
-    reference, *wrapped, context = _fields(
+    reference, *wrapped, context = read_fields(
         payload, MAX_REFERENCE_BYTES, *_WRAPPED_LIMITS, MAX_CONTEXT_BYTES
     )
     return Unwrap(_reference(reference), _wrapped(wrapped), bytes(context))
@@ -235,7 +237,7 @@ def sign(number: int, message: bytes, reference: str) -> bytes:
 
 def parse_sign(payload: memoryview) -> Sign:
     """Raises Malformed."""
-    reference, message = _fields(payload, MAX_REFERENCE_BYTES, MAX_MESSAGE_BYTES)
+    reference, message = read_fields(payload, MAX_REFERENCE_BYTES, MAX_MESSAGE_BYTES)
     return Sign(_reference(reference), bytes(message))
 
 
@@ -246,7 +248,7 @@ def plain(kind: Kind, number: int, reference: str = "") -> bytes:
 
 def parse_plain(payload: memoryview) -> str:
     """The reference. Raises Malformed."""
-    (reference,) = _fields(payload, MAX_REFERENCE_BYTES)
+    (reference,) = read_fields(payload, MAX_REFERENCE_BYTES)
     return _reference(reference)
 
 
@@ -257,7 +259,7 @@ def hello(number: int) -> bytes:
 
 def check_hello(payload: memoryview) -> None:
     """Raises Malformed, also for another version of the protocol."""
-    (greeting,) = _fields(payload, 64)
+    (greeting,) = read_fields(payload, 64)
     if bytes(greeting) != GREETING:
         raise Malformed("the peer speaks another version of the protocol")
 
@@ -269,7 +271,7 @@ def wrapped_answer(number: int, wrapped: WrappedKey) -> bytes:
 
 def parse_wrapped(payload: memoryview) -> WrappedKey:
     """Raises Malformed."""
-    return _wrapped(_fields(payload, *_WRAPPED_LIMITS))
+    return _wrapped(read_fields(payload, *_WRAPPED_LIMITS))
 
 
 def opened_answer(number: int, data_key: Buffer) -> bytes:
@@ -279,7 +281,7 @@ def opened_answer(number: int, data_key: Buffer) -> bytes:
 
 def parse_opened(payload: memoryview) -> bytearray:
     """The data key, in a buffer of its own. Raises Malformed."""
-    (data_key,) = _fields(payload, DATA_KEY_BYTES)
+    (data_key,) = read_fields(payload, DATA_KEY_BYTES)
     if len(data_key) != DATA_KEY_BYTES:
         raise Malformed("a data key has another length")
     return bytearray(data_key)
@@ -296,7 +298,7 @@ def listed_answer(number: int, versions: Sequence[KeyVersion]) -> bytes:
             | version.local << 3
         )
         fields += (
-            _NUMBER.pack(version.version),
+            NUMBER.pack(version.version),
             bytes((flags,)),
             version.label.encode("utf-8")[:MAX_NAME_BYTES],
         )
@@ -305,7 +307,7 @@ def listed_answer(number: int, versions: Sequence[KeyVersion]) -> bytes:
 
 def parse_listed(payload: memoryview) -> list[KeyVersion]:
     """Raises Malformed."""
-    fields = _many(payload, MAX_NAME_BYTES, MAX_VERSIONS * 3)
+    fields = read_many(payload, MAX_NAME_BYTES, MAX_VERSIONS * 3)
     if len(fields) % 3:
         raise Malformed("a list of versions is not whole")
     return [_version(*fields[at : at + 3]) for at in range(0, len(fields), 3)]
@@ -318,7 +320,7 @@ def signed_answer(number: int, signature: bytes) -> bytes:
 
 def parse_signed(payload: memoryview) -> bytes:
     """Raises Malformed."""
-    (signature,) = _fields(payload, MAX_SIGNATURE_BYTES)
+    (signature,) = read_fields(payload, MAX_SIGNATURE_BYTES)
     return bytes(signature)
 
 
@@ -329,7 +331,7 @@ def report_answer(number: int, report: bytes) -> bytes:
 
 def parse_report(payload: memoryview) -> bytes:
     """Raises Malformed."""
-    (report,) = _fields(payload, MAX_STATUS_BYTES)
+    (report,) = read_fields(payload, MAX_STATUS_BYTES)
     return bytes(report)
 
 
@@ -342,19 +344,19 @@ def info_answer(number: int, info: Info) -> bytes:
     else:
         fields += (signer.name.encode(), signer.algorithm.value.encode(), signer.public_key)
     for key in info.keys[:MAX_KEYS]:
-        fields += (key.name.encode(), _NUMBER.pack(key.version), key.mechanism.encode())
+        fields += (key.name.encode(), NUMBER.pack(key.version), key.mechanism.encode())
     return frame(Kind.INFO, number, *fields)
 
 
 def parse_info(payload: memoryview) -> Info:
     """Raises Malformed."""
-    fields = _many(payload, MAX_NAME_BYTES, 5 + 3 * MAX_KEYS)
+    fields = read_many(payload, MAX_NAME_BYTES, 5 + 3 * MAX_KEYS)
     if len(fields) < 8 or (len(fields) - 5) % 3:
         raise Malformed("what the process offers is not whole")
     code, text, name, algorithm, public_key, *keys = fields
     return Info(
         keys=tuple(
-            KeyInfo(_text(keys[at]), _integer(keys[at + 1]), _text(keys[at + 2]))
+            KeyInfo(read_text(keys[at]), read_integer(keys[at + 1]), read_text(keys[at + 2]))
             for at in range(0, len(keys), 3)
         ),
         signer=_signer(name, algorithm, public_key) if len(name) else None,
@@ -369,7 +371,7 @@ def done(number: int) -> bytes:
 
 def check_done(payload: memoryview) -> None:
     """Raises Malformed."""
-    _fields(payload)
+    read_fields(payload)
 
 
 def failed(number: int, error: HsmError) -> bytes:
@@ -379,17 +381,17 @@ def failed(number: int, error: HsmError) -> bytes:
 
 def parse_failed(payload: memoryview) -> HsmError:
     """The error that the process answered with. Raises Malformed."""
-    code, text = _fields(payload, 1, MAX_ERROR_BYTES)
+    code, text = read_fields(payload, 1, MAX_ERROR_BYTES)
     return _error(code, text)
 
 
-_WRAPPED_LIMITS: Final = (MAX_NAME_BYTES, _NUMBER.size, MAX_MECHANISM_BYTES, MAX_BLOB_BYTES)
+_WRAPPED_LIMITS: Final = (MAX_NAME_BYTES, NUMBER.size, MAX_MECHANISM_BYTES, MAX_BLOB_BYTES)
 
 
 def _wrapped_fields(wrapped: WrappedKey) -> tuple[bytes, ...]:
     return (
         wrapped.backend.encode("utf-8"),
-        _NUMBER.pack(wrapped.key_version),
+        NUMBER.pack(wrapped.key_version),
         wrapped.mechanism.encode("ascii"),
         wrapped.blob,
     )
@@ -397,7 +399,9 @@ def _wrapped_fields(wrapped: WrappedKey) -> tuple[bytes, ...]:
 
 def _wrapped(fields: Sequence[memoryview]) -> WrappedKey:
     backend, version, mechanism, blob = fields
-    wrapped = WrappedKey(_text(backend), _integer(version), _text(mechanism, "ascii"), bytes(blob))
+    wrapped = WrappedKey(
+        read_text(backend), read_integer(version), read_text(mechanism, "ascii"), bytes(blob)
+    )
     if not fits(wrapped):
         raise Malformed("a wrapped key is out of bounds")
     return wrapped
@@ -407,8 +411,8 @@ def _version(number: memoryview, flags: memoryview, label: memoryview) -> KeyVer
     if len(flags) != 1 or flags[0] > 15:
         raise Malformed("a version's attributes are unknown")
     return KeyVersion(
-        version=_integer(number),
-        label=_text(label),
+        version=read_integer(number),
+        label=read_text(label),
         sensitive=bool(flags[0] & 1),
         extractable=bool(flags[0] & 2),
         never_extractable=bool(flags[0] & 4),
@@ -418,12 +422,12 @@ def _version(number: memoryview, flags: memoryview, label: memoryview) -> KeyVer
 
 def _signer(name: memoryview, algorithm: memoryview, public_key: memoryview) -> SignerInfo:
     try:
-        known = SignatureAlgorithm(_text(algorithm, "ascii"))
+        known = SignatureAlgorithm(read_text(algorithm, "ascii"))
     except ValueError:
         raise Malformed("a signature's algorithm is unknown") from None
     if not 1 <= len(public_key) <= MAX_PUBLIC_KEY_BYTES:
         raise Malformed("a public key has another length")
-    return SignerInfo(_text(name), known, bytes(public_key))
+    return SignerInfo(read_text(name), known, bytes(public_key))
 
 
 def _error_fields(error: HsmError | None) -> tuple[bytes, bytes]:
@@ -440,57 +444,8 @@ def _error(code: memoryview, text: memoryview) -> HsmError:
     raise Malformed("an error's code is unknown")
 
 
-def _fields(payload: memoryview, *limits: int) -> list[memoryview]:
-    """Exactly as many fields as limits, each within its own."""
-    found: list[memoryview] = []
-    at = 0
-    for limit in limits:
-        value, at = _next(payload, at, limit)
-        found.append(value)
-    if at != len(payload):
-        raise Malformed("a frame has more fields than its kind")
-    return found
-
-
-def _many(payload: memoryview, limit: int, most: int) -> list[memoryview]:
-    """Any number of fields up to `most`."""
-    found: list[memoryview] = []
-    at = 0
-    while at < len(payload):
-        if len(found) == most:
-            raise Malformed("a frame has more fields than its kind")
-        value, at = _next(payload, at, limit)
-        found.append(value)
-    return found
-
-
-def _next(payload: memoryview, at: int, limit: int) -> tuple[memoryview, int]:
-    start = at + LENGTH.size
-    if start > len(payload):
-        raise Malformed("a frame has fewer fields than its kind")
-    (length,) = LENGTH.unpack_from(payload, at)
-    end = start + length
-    if length > limit or end > len(payload):
-        raise Malformed("a field is longer than its bound or its frame")
-    return payload[start:end], end
-
-
 def _reference(value: memoryview) -> str:
-    text = _text(value, "ascii")
+    text = read_text(value, "ascii")
     if text and not (text.isprintable() and " " not in text):
         raise Malformed("a reference holds other than visible ASCII characters")
     return text
-
-
-def _text(value: memoryview, encoding: str = "utf-8") -> str:
-    try:
-        return bytes(value).decode(encoding)
-    except UnicodeDecodeError:
-        raise Malformed(f"a field is not {encoding}") from None
-
-
-def _integer(value: memoryview) -> int:
-    if len(value) != _NUMBER.size:
-        raise Malformed("an integer has another length")
-    (number,) = _NUMBER.unpack(value)
-    return int(number)

@@ -23,6 +23,7 @@ from ironwork_hsm.daemon.record import LogRecord, open_record
 from ironwork_hsm.daemon.session import Session, SessionLimits
 from ironwork_hsm.daemon.turns import Asker
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import LENGTH, Malformed
 from ironwork_hsm.remote.connection import Connection
 from ironwork_hsm.remote.framing import FrameBuffer
 from ironwork_hsm.remote.link import TimedOut
@@ -48,13 +49,13 @@ class Device:
     def send(
         self, asker: Asker, build: Callable[[int], bytes], answered: Callable[[Any], None]
     ) -> None:
-        frame = wire.parse_body(memoryview(build(1))[wire.LENGTH.size :])
+        frame = wire.parse_body(memoryview(build(1))[LENGTH.size :])
         if frame.kind in self.busy_for:
             raise Busy("full")
         if self.late:
             answered(TimedOut("late"))
             return
-        answered(wire.parse_body(memoryview(wire.done(1))[wire.LENGTH.size :]))
+        answered(wire.parse_body(memoryview(wire.done(1))[LENGTH.size :]))
 
     def replace(self, problem: HsmError) -> None:
         self.replaced.append(problem)
@@ -82,7 +83,7 @@ def event() -> Event:
 
 
 def frame(data: bytes) -> Frame:
-    return wire.parse_body(memoryview(data)[wire.LENGTH.size :])
+    return wire.parse_body(memoryview(data)[LENGTH.size :])
 
 
 async def test_a_device_that_is_too_busy_to_be_tried_is_not_replaced(record: LogRecord) -> None:
@@ -202,7 +203,7 @@ async def test_what_cannot_be_recorded_is_malformed(record: LogRecord) -> None:
     """A request whose fields no event can hold is refused as one that breaks the protocol."""
     operations, _ = asking(record)
     wrapped = WrappedKey(NAME, 1, "aes\n256", b"blob")
-    with pytest.raises(wire.Malformed):
+    with pytest.raises(Malformed):
         operations.take(PEER, 1, frame(wire.unwrap(7, wrapped, b"", "")), lambda _: None)
 
 
@@ -246,7 +247,7 @@ def test_a_childs_standard_error_holds_no_foreign_text() -> None:
     ]  # fmt: skip
     with theirs, ours:
         child = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, text=True)
-        ours.sendall(wire.LENGTH.pack(7) + b"pkcs11:" + wire.LENGTH.pack(5) + bytes(5))
+        ours.sendall(LENGTH.pack(7) + b"pkcs11:" + LENGTH.pack(5) + bytes(5))
         _, errors = child.communicate(timeout=60)
     lines = [json.loads(line) for line in errors.splitlines()]
     assert [line["error"] for line in lines] == ["Malformed"]

@@ -10,12 +10,13 @@ from ironwork_hsm import Busy, HsmError, Unavailable
 from ironwork_hsm.daemon.device import Device, Limits, State
 from ironwork_hsm.daemon.turns import Asker, Turns
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import LENGTH
 from ironwork_hsm.remote.link import TimedOut
 from ironwork_hsm.remote.wire import KeyInfo, Kind
 
 
 def done() -> wire.Frame:
-    return wire.parse_body(memoryview(wire.done(1))[wire.LENGTH.size :])
+    return wire.parse_body(memoryview(wire.done(1))[LENGTH.size :])
 
 
 class Clock:

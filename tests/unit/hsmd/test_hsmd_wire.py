@@ -21,8 +21,9 @@ from ironwork_hsm import (
     WrappedKey,
 )
 from ironwork_hsm.remote import wire
+from ironwork_hsm.remote.codec import Malformed
 from ironwork_hsm.remote.framing import BUFFER_BYTES, FrameBuffer
-from ironwork_hsm.remote.wire import Frame, Info, KeyInfo, Kind, Malformed, SignerInfo
+from ironwork_hsm.remote.wire import Frame, Info, KeyInfo, Kind, SignerInfo
 
 NUMBERS = st.integers(0, 2**32 - 1)
 REFERENCES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=64)
