@@ -231,7 +231,9 @@ async def test_services_share_a_rotation(start_service: StartService, tmp_path: 
     one = await start_service()
     url = one.settings.store.url
     (tmp_path / "b").mkdir(mode=0o450)
-    other = await start_service(folder=tmp_path / "b", store={"url": url})
+    log = {"folder": tmp_path / "b" / "audit", "origin": "ironwork.test/b"}
+    audit = {**log, "signing_key": one.settings.audit.signing_key}
+    other = await start_service(folder=tmp_path / "b", store={"url": url}, audit=audit)
     operator = Operator(one, list(one.settings.master_key.uris))
     await one.add()
     await operator.done("rotate")

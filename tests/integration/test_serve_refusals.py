@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -146,6 +147,28 @@ def test_a_log_that_another_key_signed(ready: Production, refusal: Refusal) -> N
     log.publish(format_note(text, [Signature(log.origin, b"1234", b"x" * 64)]))
     log.close()
     assert "not signed by audit.signing_key" in refusal(ready)
+
+
+@pytest.mark.parametrize(
+    ("size", "another", "reason"),
+    [(7, False, "AUDIT_ROLLED_BACK"), (0, False, "AUDIT_ROLLED_BACK"), (0, True, "ORIGIN_TAKEN")],
+    ids=["fewer entries", "other entries", "another folder"],
+)
+def test_a_log_that_is_not_the_one_that_was_signed(
+    ready: Production, refusal: Refusal, size: int, another: bool, reason: str
+) -> None:
+    """The store's newest head is of this folder, and the log has grown from it."""
+    folder, origin = Path(ready.settings["audit"]["folder"]), ready.settings["audit"]["origin"]
+    AppendLog.open(folder, origin).close()
+    folder_id = "ab" * 16 if another else (folder / "id").read_text().strip()
+    with sqlite3.connect(ready.folder / "db" / "keys.db") as database:
+        head = (origin, folder_id, size, b"r" * 32, 0)
+        database.execute("INSERT INTO log_heads VALUES (?, ?, ?, ?, ?)", head)
+    database.close()
+    said = refusal(ready)
+    assert reason in said
+    assert "begin a new folder with a new origin" in said
+    assert not (folder / "checkpoint").exists()
 
 
 def test_an_old_journal(ready: Production, refusal: Refusal) -> None:

@@ -21,7 +21,14 @@ from ironwork_audit.log.snapshot import (
     write_snapshot,
     write_state,
 )
-from ironwork_audit.tlog import HASH_BYTES, TILE_WIDTH, TilePath, TileReader, tile_at
+from ironwork_audit.tlog import (
+    HASH_BYTES,
+    TILE_WIDTH,
+    TilePath,
+    TileReader,
+    frontier_of,
+    tile_at,
+)
 from ironwork_audit.tlog.tiles import MAX_ENTRY_BYTES
 
 # An entry's bytes, once its index is known.
@@ -40,6 +47,8 @@ class AppendLog:
 
     def __init__(self, folder: Path, origin: str, found: opening.Found, lock: int) -> None:
         self.origin = origin
+        # Drawn when the folder was made: a log of the same name in another folder has another.
+        self.folder_id = found.id
         self.torn_bytes = found.torn_bytes
         self._folder = folder
         self._file_system = found.file_system
@@ -189,6 +198,14 @@ class AppendLog:
     def hashes(self, size: int) -> TileReader:
         """The hashes of the tree as it was at a size that is in tiles, for proofs."""
         return TileReader(size, self.tile)
+
+    def tree_at(self, size: int) -> Tree | None:
+        """The tree as it was at this size; None where the tiles hold fewer entries. From any
+        thread. Raises OSError, tlog.BadTile.
+        """
+        if size > self._tree.size:
+            return None
+        return Tree(size, frontier_of(size, self.hashes(size)).root())
 
     def close(self) -> None:
         """Put what waits into tiles, where that can be done, and release the folder."""

@@ -1,6 +1,7 @@
 """A log's folder: made once, private, held by one process, and of one origin for good.
 
 origin       {"format":"ironwork-log/1","origin":"…"}
+id           32 hexadecimal digits, drawn with the folder: two logs of one name differ in it
 lock         held while a process has the log open
 pending.0/1  the write-ahead files            (pending.py)
 state        how far the tree's tiles go      (snapshot.py)
@@ -12,6 +13,8 @@ checkpoint.witnessed, witness/  what witnesses signed, where there are any (writ
 import contextlib
 import fcntl
 import os
+import re
+import secrets
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +24,14 @@ from ironwork_audit.log.errors import LogDamaged, LogInUse, LogUnusable, OriginD
 from ironwork_audit.log.filesystem import FLAGS, FileSystem, sync_folder, write_file
 
 ORIGIN: Final = "origin"
+ID: Final = "id"
 LOCK: Final = "lock"
 TILES: Final = "tile"
 CHECKPOINT: Final = "checkpoint"
 # What an older version of this program wrote in this place.
 _OLD_JOURNAL: Final = "journal.jsonl"
+_ID_BYTES: Final = 16
+_ID_LINE: Final = re.compile(rb"[0-9a-f]{32}\n")
 
 
 def prepare(folder: Path, file_system: FileSystem) -> None:
@@ -108,3 +114,18 @@ def check_origin(folder: Path, origin: str) -> None:
             f"this log belongs to the origin {stored!r}, not {origin!r}: "
             "give each process a folder of its own, or set the origin back"
         )
+
+
+def own_id(folder: Path, file_system: FileSystem) -> str:
+    """The folder's id, drawn where it has none: a new one, or one of an earlier version. Raises
+    LogDamaged, OSError, WriteFailed.
+    """
+    try:
+        line = (folder / ID).read_bytes()
+    except FileNotFoundError:
+        line = secrets.token_hex(_ID_BYTES).encode() + b"\n"
+        write_file(file_system, folder / ID, line)
+        sync_folder(file_system, folder)
+    if not _ID_LINE.fullmatch(line):
+        raise LogDamaged(ID, "it is not what was written there")
+    return line.decode().rstrip()

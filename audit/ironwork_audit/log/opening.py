@@ -32,11 +32,12 @@ _EMPTY: Final = Tree(0, EMPTY_ROOT)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the folder holds. edge: of the tree that the write-ahead files go on from. waiting: the
-    entries after it. torn_bytes: what a crash left after the last whole commit. snapshot_size: of
-    the entries, how many need not be folded again at the next start.
+    """What the folder holds. id: its own. edge: of the tree that the write-ahead files go on from.
+    waiting: the entries after it. torn_bytes: what a crash left after the last whole commit.
+    snapshot_size: of the entries, how many need not be folded again at the next start.
     """
 
+    id: str
     file_system: FileSystem
     fold: Fold
     tiles: TileFiles
@@ -64,6 +65,7 @@ def find(
         write_state(folder, _EMPTY, file_system)
     else:
         folders.check_origin(folder, origin)
+    folder_id = folders.own_id(folder, file_system)
     pending = _open_pending(folder, file_system, stack)
     if new:
         folders.write_origin(folder, origin, file_system)
@@ -74,7 +76,9 @@ def find(
     _check_state(edge, state, waiting)
     _check_checkpoint(folder, origin, tiles, edge, waiting)
     snapshot_size = _fold_all(folder, fold, tiles, edge, waiting)
-    found = Found(file_system, fold, tiles, pending, edge, waiting, torn_bytes, snapshot_size)
+    found = Found(
+        folder_id, file_system, fold, tiles, pending, edge, waiting, torn_bytes, snapshot_size
+    )
     return lock, found
 
 

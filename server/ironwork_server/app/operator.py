@@ -49,11 +49,11 @@ class Operator:
 async def operating(settings: Settings) -> AsyncIterator[Operator]:
     """Open all of it; close it at the end. Errors: StartupError, HsmError, IronworkError."""
     async with AsyncExitStack() as stack:
-        journal = open_commands_journal(settings)
-        stack.push_async_callback(journal.close)
-        await _publish(stack, settings, journal)
         store = open_store(settings.store.url)
         stack.push_async_callback(store.close)
+        journal = open_commands_journal(settings)
+        stack.push_async_callback(journal.close)
+        await _publish(stack, settings, journal, store)
         wrappers = []
         for uri in settings.master_key.uris:
             wrapper = await open_backend(uri, allow_missing=True)
@@ -62,12 +62,14 @@ async def operating(settings: Settings) -> AsyncIterator[Operator]:
         yield Operator(wrappers, store, OperatorRecords(journal, principal()))
 
 
-async def _publish(stack: AsyncExitStack, settings: Settings, journal: FileJournal) -> None:
+async def _publish(
+    stack: AsyncExitStack, settings: Settings, journal: FileJournal, store: Store
+) -> None:
     """Sign the log while the command runs, to its last entry."""
     signer = await open_audit_signer(settings)
     stack.push_async_callback(signer.close)
-    checkpointer = Checkpointer(journal, signer)
-    checkpointer.resume()
+    checkpointer = Checkpointer(journal, signer, store)
+    await checkpointer.resume()
     task = asyncio.ensure_future(checkpointer.run())
 
     async def end() -> None:

@@ -32,6 +32,7 @@ from ironwork_server.app.witness import Shown, show_to_witnesses
 from ironwork_server.core.errors import IronworkError, Unavailable
 from ironwork_server.core.meter import Meter
 from ironwork_server.core.names import PageTokens
+from ironwork_server.core.ports import HeadStore
 from ironwork_server.core.routes import RouteTable
 from ironwork_server.custody.add_key import KeyAdder
 from ironwork_server.custody.checkpoints import ATTEMPT_DEADLINE_S, Checkpointer
@@ -128,11 +129,13 @@ async def _start(
     check_master_key: Callable[[KeyWrapper], None],
 ) -> Service:
     meter = PrometheusMeter(workspaces=settings.metrics.workspaces)
+    opened = open_store(settings.store.url)
+    stack.push_async_callback(opened.close)
     log_file = FileJournal.open(settings.audit.folder, settings.audit.origin)
     stack.push_async_callback(log_file.close)
     journal = MeteredJournal(log_file, meter)
     records = ServiceRecords(journal, meter=meter)
-    checkpointer, witnesses = await _publish(stack, settings, log_file, records, meter)
+    checkpointer, witnesses = await _publish(stack, settings, log_file, opened, records, meter)
     await stack.enter_async_context(records.running())
     policy = await watch_policy(stack, settings, records)
     tls = await watch_tls(stack, settings, records, meter, check_tls)
@@ -141,8 +144,6 @@ async def _start(
         check_master_key(wrapper)
     probe = MasterKeyProbe(wrappers, journal, meter=meter)
     await probe.check()
-    opened = open_store(settings.store.url)
-    stack.push_async_callback(opened.close)
     store = MeteredStore(opened, meter)
     hsm = HsmState(probe)
     await in_background(stack, hsm.run())
@@ -255,6 +256,7 @@ async def _publish(
     stack: AsyncExitStack,
     settings: Settings,
     journal: FileJournal,
+    heads: HeadStore,
     records: ServiceRecords,
     meter: Meter,
 ) -> tuple[Checkpointer, Witnesses | None]:
@@ -262,8 +264,8 @@ async def _publish(
     signer = await open_audit_signer(settings)
     stack.push_async_callback(signer.close)
     shown = Shown()
-    checkpointer = Checkpointer(journal, signer, on_checkpoint=shown)
-    checkpointer.resume()
+    checkpointer = Checkpointer(journal, signer, heads, on_checkpoint=shown)
+    await checkpointer.resume()
     witnesses = await show_to_witnesses(stack, settings, journal, checkpointer, records, meter)
     shown.to = witnesses
     task = asyncio.ensure_future(checkpointer.run())

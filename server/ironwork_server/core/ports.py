@@ -19,6 +19,7 @@ from ironwork_server.core.values import (
     AuditReference,
     BreakGlassCopy,
     KeyState,
+    LogHead,
     Principal,
     Replay,
     ScreenedRequest,
@@ -185,6 +186,18 @@ class WrapStore(Protocol):
     async def retire(self, backend: str, version: int) -> Wrapping:
         """Take nothing under this version ever again; unless it wraps something, which the answer
         says, and then nothing was done. One transaction with that look.
+        """
+
+
+class HeadStore(Protocol):
+    """The newest head of each audit log, apart from the log's own folder (ADR 0027)."""
+
+    async def log_head(self, origin: str) -> LogHead | None:
+        """None where no log of this origin was begun with this store."""
+
+    async def swap_log_head(self, old: LogHead | None, new: LogHead) -> bool:
+        """Put new in the place of old, of the same origin (None: of no head at all). False, with
+        nothing written, where another one is there.
         """
 
 

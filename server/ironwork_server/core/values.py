@@ -118,6 +118,18 @@ class Wrapping:
 
 
 @dataclass(frozen=True, slots=True)
+class LogHead:
+    """The newest tree head of an audit log that may have been signed. folder_id: of the folder
+    that holds the log. size: entries. root: 32 bytes (RFC 9162, section 2.1).
+    """
+
+    origin: str
+    folder_id: str
+    size: int
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StoredKey:
     """A row of the store. Times are UTC with microseconds. sequence is the store's own, growing."""
 

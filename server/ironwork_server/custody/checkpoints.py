@@ -28,8 +28,9 @@ from ironwork_hsm import HsmError, Signer
 from ironwork_hsm.interface import SignatureAlgorithm
 from ironwork_server.core.described import described
 from ironwork_server.core.errors import IronworkError, Unavailable
-from ironwork_server.core.ports import Journal
+from ironwork_server.core.ports import HeadStore, Journal
 from ironwork_server.core.values import AuditEvent, AuditReference, Phase
+from ironwork_server.custody.head_guard import GuardedJournal, HeadGuard, taken
 from ironwork_server.custody.uninterrupted import uninterrupted
 from ironwork_server.custody.vault import map_hsm_error
 
@@ -52,7 +53,7 @@ _TYPES: Final = {
 }
 
 
-class PublishedJournal(Journal, Protocol):
+class PublishedJournal(Journal, GuardedJournal, Protocol):
     """A journal whose entries become a tree. due: the index after the last entry that a checkpoint
     is due for; it only grows.
     """
@@ -81,6 +82,7 @@ class Checkpointer:
         self,
         journal: PublishedJournal,
         signer: Signer,
+        heads: HeadStore,
         *,
         on_checkpoint: Callable[[bytes], None] = lambda note: None,
         clock: Callable[[], float] = time.monotonic,
@@ -88,6 +90,7 @@ class Checkpointer:
         self.key = verifier_key(journal.origin, signer)
         self._journal = journal
         self._signer = signer
+        self._guard = HeadGuard(journal, heads)
         self._on_checkpoint = on_checkpoint
         self._clock = clock
         # The journal writes one thing at a time; held while it does.
@@ -101,15 +104,19 @@ class Checkpointer:
         self._retry_at = 0.0
         self._behind_since: float | None = None
 
-    def resume(self) -> None:
-        """Begin where the published checkpoint ends. Raises Unavailable (AUDIT_KEY_DIFFERS) where
-        it was not signed by this key, OSError.
+    async def resume(self) -> None:
+        """Begin where the published checkpoint ends: before the first of run(). Raises Unavailable:
+        AUDIT_KEY_DIFFERS where it was not signed by this key, AUDIT_ORIGIN_TAKEN and
+        AUDIT_ROLLED_BACK as HeadGuard says, what the store does not do; OSError.
         """
         note = self._journal.checkpoint()
-        if note is None:
-            return
+        if note is not None:
+            self._size = self._signed_size(note)
+        await self._guard.begin()
+
+    def _signed_size(self, note: bytes) -> int:
         try:
-            self._size = open_checkpoint(note, self.key).checkpoint.size
+            return open_checkpoint(note, self.key).checkpoint.size
         except (SignatureRefused, BadNote):
             raise Unavailable(
                 "The audit log's checkpoint was not signed by audit.signing_key: set the setting"
@@ -127,6 +134,7 @@ class Checkpointer:
 
     def require(self) -> None:
         """Raises Unavailable while checkpoints fail: an admin call is refused before it acts."""
+        self._guard.require()
         if self._failures:
             raise _unavailable()
 
@@ -141,12 +149,15 @@ class Checkpointer:
             async with asyncio.timeout(PUBLISH_DEADLINE_S):
                 await future
         except TimeoutError:
-            raise _unavailable() from None
+            raise self._refusal() from None
         finally:
             del self._waiting[future]
 
     async def check(self) -> None:
-        """For health. Raises Unavailable where an entry has waited for longer than LATE_S."""
+        """For health. Raises Unavailable where an entry has waited for longer than LATE_S, and for
+        good once another process has signed this origin.
+        """
+        self._guard.require()
         since = self._behind_since
         if since is not None and self._clock() - since > LATE_S:
             raise _unavailable()
@@ -198,6 +209,7 @@ class Checkpointer:
     async def _publish(self) -> None:
         async with self._writing:
             tree = await self._journal.integrate()
+        await self._guard.record(tree)
         text = Checkpoint(self._journal.origin, tree.size, tree.root).text
         value = await self._sign(text.encode(), tree.size)
         note = format_note(text, [Signature.of(self.key, value)])
@@ -272,7 +284,10 @@ class Checkpointer:
     def _refuse(self) -> None:
         for future in self._waiting:
             if not future.done():
-                future.set_exception(_unavailable())
+                future.set_exception(self._refusal())
+
+    def _refusal(self) -> Unavailable:
+        return taken() if self._guard.taken else _unavailable()
 
     def _settle(self) -> None:
         for future, index in self._waiting.items():

@@ -17,7 +17,7 @@ from ironwork_audit.log import (
     Tree,
     WriteFailed,
 )
-from ironwork_audit.tlog import TileReader
+from ironwork_audit.tlog import BadTile, TileReader
 from ironwork_server.core.values import AuditEvent, AuditReference
 from ironwork_server.journal.aside import Aside
 from ironwork_server.journal.events import own_event, to_event
@@ -108,6 +108,16 @@ class FileJournal:
         return self._log.origin
 
     @property
+    def folder_id(self) -> str:
+        """The folder's own: a log of the same origin in another folder has another."""
+        return self._log.folder_id
+
+    @property
+    def tree(self) -> Tree:
+        """The tree of the entries that are in durable tiles."""
+        return self._log.tree
+
+    @property
     def healthy(self) -> bool:
         """Whether an append would be tried now."""
         return self._writer.problem is None
@@ -171,6 +181,16 @@ class FileJournal:
     def checkpoint(self) -> bytes | None:
         """The published checkpoint; None before the first. Raises OSError."""
         return self._log.checkpoint()
+
+    async def tree_at(self, size: int) -> Tree | None:
+        """The tree as it was at this size; None where the tiles hold fewer entries. Raises
+        Unavailable (AUDIT_UNAVAILABLE).
+        """
+        try:
+            return await self._aside_of_calls(partial(self._log.tree_at, size))
+        except (OSError, BadTile):
+            _log.error("journal.tiles_failed", extra={"problem": "tiles cannot be read"})
+            raise unavailable() from None
 
     def hashes(self, size: int) -> TileReader:
         """The tree's hashes as of a size that is in tiles; its reads block. See AppendLog."""

@@ -2,13 +2,13 @@
 
 from typing import Protocol
 
-from ironwork_server.core.ports import KeyStore, WrapStore
+from ironwork_server.core.ports import HeadStore, KeyStore, WrapStore
 
 # The store of `ironwork-server dev`: `serve` refuses it.
 DEV = "dev"
 
 
-class Store(KeyStore, WrapStore, Protocol):
+class Store(KeyStore, WrapStore, HeadStore, Protocol):
     """An open store. marker: '' or 'dev'. installation_id: a UUID4 made with the store."""
 
     @property

@@ -98,6 +98,17 @@ master_keys = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
 )
 
+# The newest head of each audit log that may have been signed; recorded before it is.
+log_heads = sa.Table(
+    "log_heads",
+    metadata,
+    sa.Column("origin", sa.Text, primary_key=True),
+    sa.Column("folder_id", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+    sa.Column("signed_at", sa.BigInteger, nullable=False),
+)
+
 # `sequence`: the last number given out. `deleted`: how many rows were destroyed; `erased`: up to
 # which of them the files hold no trace (SQLite; see erasure.py).
 counters = sa.Table(

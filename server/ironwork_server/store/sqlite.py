@@ -17,13 +17,14 @@ from ironwork_server.core.ports import AlreadyAnswered
 from ironwork_server.core.values import (
     BreakGlassCopy,
     KeyState,
+    LogHead,
     Replay,
     StoredKey,
     Swap,
     WrappedRow,
     Wrapping,
 )
-from ironwork_server.store import rewrapping, transactions
+from ironwork_server.store import heads, rewrapping, transactions
 from ironwork_server.store.connection import DatabaseFile, Session, make_private
 from ironwork_server.store.erasure import erase
 from ironwork_server.store.errors import StoreBusy, TraceRemains, seam
@@ -273,6 +274,12 @@ class SqliteStore:
 
     async def retire(self, backend: str, version: int) -> Wrapping:
         return await self._write(lambda connection: rewrapping.retire(connection, backend, version))
+
+    async def log_head(self, origin: str) -> LogHead | None:
+        return await self._read(lambda connection: heads.log_head(connection, origin))
+
+    async def swap_log_head(self, old: LogHead | None, new: LogHead) -> bool:
+        return await self._write(lambda connection: heads.swap(connection, old, new, self._clock()))
 
     async def check(self) -> None:
         await self._read(lambda connection: transactions.counter(connection, "sequence"))

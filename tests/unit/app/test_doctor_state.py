@@ -17,6 +17,7 @@ from ironwork_server.app import doctor_state
 from ironwork_server.app.doctor_report import Status
 from ironwork_server.custody.checkpoints import Checkpointer
 from ironwork_server.journal import FileJournal
+from ironwork_server.store import open_store
 from ironwork_server.upstream.endpoint import UpstreamEndpoint
 
 
@@ -206,11 +207,13 @@ async def test_a_checkpoint_of_another_key(
     signer = await open_signer(settings["signing_key"])
     journal = FileJournal.open(Path(settings["folder"]), settings["origin"])
     await journal.append(made())
-    checkpointer = Checkpointer(journal, signer)
+    store = open_store(sick.production.settings["store"]["url"])
+    checkpointer = Checkpointer(journal, signer, store)
     checkpointer.stop()
     await checkpointer.run()
     await journal.close()
     await signer.close()
+    await store.close()
     said = await look()
     assert "signed by audit.signing_key" in of(said, Status.OK)["audit.checkpoint"]
     assert "UNWITNESSED" in of(said, Status.WARN)["audit.witness"]

@@ -631,3 +631,37 @@ def test_a_cut_that_fails_is_made_up_for(folder: Path) -> None:
     assert all_of(log) == expected(10)
     log.close()
     assert tiled(folder) == expected(10)
+
+
+def test_a_folder_s_own_id(folder: Path) -> None:
+    """Each folder has an id of its own, which stays; one that was made before there were any gets
+    one at its next start; what is no id is refused.
+    """
+    logs = [AppendLog.open(place, ORIGIN) for place in (folder, folder.with_name("other"))]
+    ids = [log.folder_id for log in logs]
+    for log in logs:
+        log.close()
+    assert ids[0] != ids[1]
+    for stays in (True, False):
+        if not stays:
+            (folder / "id").unlink()
+        log = AppendLog.open(folder, ORIGIN)
+        log.close()
+        assert (log.folder_id == ids[0]) is stays
+        assert (folder / "id").read_text() == f"{log.folder_id}\n"
+    (folder / "id").write_text("a")
+    with pytest.raises(LogDamaged):
+        AppendLog.open(folder, ORIGIN)
+
+
+def test_the_tree_at_an_earlier_size(folder: Path) -> None:
+    """The root of every size that is in tiles can be told, of greater ones not."""
+    log = AppendLog.open(folder, ORIGIN)
+    trees = [log.tree]
+    for _ in range(6):
+        log.append(some(50))
+        trees.append(log.integrate())
+    log.append(some(1))
+    assert [log.tree_at(tree.size) for tree in trees] == trees
+    assert log.tree_at(301) is None
+    log.close()

@@ -9,6 +9,7 @@ import pytest
 
 from fixtures.journal_events import entries, made, operations
 from fixtures.log_check import check_checkpoint
+from fixtures.migrated import NewStore
 from fixtures.signing import MakeSigningKey, SigningKeyFiles
 from ironwork_audit.tlog import Checkpoint, Signature, format_note, parse_note
 from ironwork_audit.tlog.signed import open_checkpoint
@@ -21,6 +22,7 @@ from ironwork_server.core.values import AuditReference
 from ironwork_server.custody import checkpoints
 from ironwork_server.custody.checkpoints import Checkpointer
 from ironwork_server.journal import FileJournal
+from ironwork_server.store import Store, open_store
 
 ORIGIN = "ironwork.test/checkpoints"
 
@@ -50,7 +52,10 @@ class SickSigner:
 class Running:
     """A journal, its signer and a checkpointer whose clock the test holds."""
 
-    def __init__(self, folder: Path, journal: FileJournal, signer: SickSigner) -> None:
+    def __init__(
+        self, folder: Path, journal: FileJournal, signer: SickSigner, store: Store
+    ) -> None:
+        self.store = store
         self.folder = folder
         self.journal = journal
         self.signer = signer
@@ -59,6 +64,7 @@ class Running:
         self.checkpointer = Checkpointer(
             journal,
             signer,  # type: ignore[arg-type]  # it passes the rest on
+            store,
             on_checkpoint=self.notes.append,
             clock=lambda: self.now,
         )
@@ -79,10 +85,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def running(folder: Path, signing_key: SigningKeyFiles) -> AsyncIterator[Running]:
+async def store(tmp_path: Path, new_store: NewStore) -> AsyncIterator[Store]:
+    store = open_store(new_store(tmp_path / "keys.db"))
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def running(
+    folder: Path, signing_key: SigningKeyFiles, store: Store
+) -> AsyncIterator[Running]:
     signer = await open_signer(signing_key.uri)
     journal = FileJournal.open(folder, ORIGIN)
-    running = Running(folder, journal, SickSigner(signer))
+    running = Running(folder, journal, SickSigner(signer), store)
     yield running
     await journal.close()
     await signer.close()
@@ -258,25 +273,25 @@ async def test_a_restart_goes_on_from_the_checkpoint(
 ) -> None:
     """A new start takes up the published checkpoint; one signed by another key is refused."""
     await running.checkpointer.published(await running.append())
-    again = Running(running.folder, running.journal, running.signer)
-    again.checkpointer.resume()
+    again = Running(running.folder, running.journal, running.signer, running.store)
+    await again.checkpointer.resume()
     await again.checkpointer.published(AuditReference(ORIGIN, 0))
     other = await open_signer(make_signing_key(SignatureAlgorithm.ECDSA_P256).uri)
-    stranger = Running(running.folder, running.journal, SickSigner(other))
+    stranger = Running(running.folder, running.journal, SickSigner(other), running.store)
     with pytest.raises(Unavailable) as refused:
-        stranger.checkpointer.resume()
+        await stranger.checkpointer.resume()
     assert refused.value.reason == "AUDIT_KEY_DIFFERS"
     await other.close()
 
 
 async def test_ecdsa_where_there_is_no_ed25519(
-    folder: Path, make_signing_key: MakeSigningKey
+    folder: Path, store: Store, make_signing_key: MakeSigningKey
 ) -> None:
     """A P-256 key signs checkpoints that its verifier key checks."""
     signer = await open_signer(make_signing_key(SignatureAlgorithm.ECDSA_P256).uri)
     journal = FileJournal.open(folder, ORIGIN)
-    running = Running(folder, journal, SickSigner(signer))
-    running.checkpointer.resume()
+    running = Running(folder, journal, SickSigner(signer), store)
+    await running.checkpointer.resume()
     task = asyncio.create_task(running.checkpointer.run())
     await running.checkpointer.published(await running.append())
     assert open_checkpoint(running.notes[0], running.checkpointer.key).checkpoint.size == 1

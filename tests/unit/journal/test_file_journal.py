@@ -296,7 +296,7 @@ async def test_a_new_log_s_files(journal: FileJournal, folder: Path) -> None:
         b'{"format":"ironwork-log/1","origin":"keys.test/a"}\n'
     )
     assert modes(folder).keys() == {
-        ".", "lock", "origin", "pending.0", "pending.1", "state", "tile"
+        ".", "id", "lock", "origin", "pending.0", "pending.1", "state", "tile"
     }  # fmt: skip
     assert journal.origin == ORIGIN
 
