@@ -11,6 +11,7 @@ from fixtures.backends import BACKENDS, Backend
 from ironwork_hsm import (
     BackendOptions,
     BlobRejected,
+    ConfigurationError,
     HsmError,
     KeyCreator,
     KeyMissing,
@@ -121,10 +122,13 @@ async def test_any_context_binds(backend: KeyWrapper) -> None:
 async def test_every_flipped_bit_of_the_blob_is_rejected(
     backend: KeyWrapper, kind: Backend
 ) -> None:
-    """No bit of a blob can change without notice."""
+    """No bit of a blob can change without notice. AWS denies a ciphertext that was altered to name
+    another key, which is told as the denial that it may as well be.
+    """
     wrapped = await backend.wrap(os.urandom(32), CONTEXT)
+    denied = (ConfigurationError,) if wrapped.mechanism == "aws-kms" else ()
     for altered in flipped(wrapped.blob, every=kind.exhaustive):
-        with pytest.raises(BlobRejected):
+        with pytest.raises((BlobRejected, *denied)):
             await backend.unwrap(dataclasses.replace(wrapped, blob=altered), CONTEXT)
 
 
