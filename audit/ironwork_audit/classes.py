@@ -2,6 +2,9 @@
 
 An operation that is not named here is an API Activity with the activity Other: nothing is left out
 of the log because a table does not know it.
+
+An entry is valid only as `render` makes it: what an operation is shown as is never changed once a
+log may hold it, and an operation that was written without a row here gets none later.
 """
 
 from collections.abc import Mapping

@@ -32,7 +32,8 @@ PRODUCT: Final = {"name": "Ironwork keys", "vendor_name": "Ironwork"}
 # tlog-tiles writes an entry's length as uint16; the fields' bounds keep an event far below it.
 MAX_ENTRY_BYTES: Final = 65535
 
-_STATUS: Final = {None: (0, "Unknown"), True: (1, "Success"), False: (2, "Failure")}
+# By success: status_id and status.
+STATUS: Final = {None: (0, "Unknown"), True: (1, "Success"), False: (2, "Failure")}
 # severity_id: 1 Informational, 2 Low, 3 Medium.
 _INFORMATIONAL: Final = 1
 _LOW: Final = 2
@@ -77,7 +78,7 @@ def dump(document: Document) -> bytes:
 
 def _common(event: Event, kind: Kind) -> Document:
     activity_id, activity_name = kind.activity
-    status_id, status = _STATUS[event.success]
+    status_id, status = STATUS[event.success]
     document: Document = {
         "activity_id": activity_id,
         "activity_name": activity_name,

@@ -12,7 +12,7 @@ from ironwork_audit import classes, fields
 from ironwork_audit.endpoint import to_peer
 from ironwork_audit.event import Event, from_timestamp
 from ironwork_audit.fields import FieldRefused
-from ironwork_audit.ocsf import MAX_ENTRY_BYTES, OCSF_VERSION, PRODUCT, dump
+from ironwork_audit.ocsf import MAX_ENTRY_BYTES, OCSF_VERSION, PRODUCT, dump, render
 
 _NUMBERS: Final = frozenset(
     {"activity_id", "category_uid", "class_uid", "severity_id", "status_id", "time", "type_uid"}
@@ -79,13 +79,13 @@ class Summary:
 
 
 def parse(entry: bytes) -> ParsedEvent:
-    """The event that render wrote. NotAnEvent unless these are, byte for byte, canonical JSON of
-    a form that this log writes, with allowed fields only.
+    """The event that render wrote. NotAnEvent unless these are, byte for byte, what render makes
+    of it: allowed fields only, and no member that says otherwise than another.
     """
     document = _load(entry)
     try:
         _check_members(document, entry)
-        return _parsed(document, _summary(document))
+        return _rendered(_parsed(document, _summary(document)), entry)
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
         raise NotAnEvent("entry: a member is missing or of a wrong type") from None
     except FieldRefused as refused:
@@ -184,6 +184,21 @@ def _check_members(document: dict[str, Any], entry: bytes) -> None:
     for service in (document.get("service", {}), document.get("api", {}).get("service", {})):
         _only("service", service, {"name"})
     _check_resources(document)
+
+
+def _rendered(parsed: ParsedEvent, entry: bytes) -> ParsedEvent:
+    """The same, where render makes this entry of it. Much stands twice (status and status_id, the
+    operation and its activity): whoever reads the one is told the same as whoever reads the other.
+    """
+    again = render(
+        parsed.event,
+        origin=parsed.origin,
+        sequence=parsed.sequence,
+        logged_time=parsed.logged_time,
+    )
+    if again != entry:
+        raise NotAnEvent("entry: members contradict each other")
+    return parsed
 
 
 def _check_resources(document: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """What verifying needs of one entry, quickly: most entries by one regular expression, the others by
 the strict parser.
 
-The expression takes only what `parse` takes too: canonical JSON of an API Activity with plain
-printable ASCII, made from the same allow list (`fields`). Whatever it does not match is given to
-`parse`, which decides. So it may be narrow, and must never be wide; a test holds it to that.
+The expression, with the checks after it, takes only what `parse` takes too: what `render` makes of
+an API Activity with plain printable ASCII, from the same allow list (`fields`). Whatever it does
+not match is given to `parse`, which decides. So it may be narrow, and must never be wide; a test
+holds it to that.
 """
 
 import functools
@@ -14,9 +15,10 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ironwork_audit import fields
+from ironwork_audit.classes import API_ACTIVITY, kind_of
 from ironwork_audit.event import INTENT, OUTCOME
 from ironwork_audit.fields import Flag, Number, Rule, Text
-from ironwork_audit.ocsf import OCSF_VERSION, PRODUCT
+from ironwork_audit.ocsf import OCSF_VERSION, PRODUCT, STATUS
 from ironwork_audit.parse import NotAnEvent, parse
 
 
@@ -41,6 +43,14 @@ _MASK: Final = "(?:sk-ant-[a-z0-9-]{1,8}\xe2\x80\xa6[!#-\\[\\]-~]{4})?"
 # Longer numbers, and times from the year 5138 on, are left to parse.
 _TIME: Final = "[1-9][0-9]{0,13}"
 _INT: Final = "(?:0|[1-9][0-9]{0,17})"
+_PORT: Final = (
+    "(?:0|[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+)
+# Of an API Activity: severity_id, status, status_id. 2 Low for a failure, 1 Informational.
+_STATUSES: Final = frozenset(
+    (b"2" if success is False else b"1", status.encode(), str(status_id).encode())
+    for success, (status_id, status) in STATUS.items()
+)
 
 
 class EntryChecker:
@@ -58,9 +68,13 @@ class EntryChecker:
         operation, correlation, sequence, address, time, intent, phase, reason = match.group(
             "op", "cid", "seq", "ip6", "time", "intent", "phase", "reason"
         )
+        said = match.group("op", "aid", "activity", "service", "type")
+        status = match.group("severity", "status", "sid")
         if (
             (intent is not None) is not (phase == b"outcome")
             or int(sequence) != index
+            or status not in _STATUSES
+            or not _is_kind(*said)
             or (address is not None and not _is_address(address))
         ):
             return self._strictly(entry, index)
@@ -87,11 +101,26 @@ class EntryChecker:
 
 @functools.lru_cache(maxsize=4096)
 def _is_address(text: bytes) -> bool:
+    """Whether it is an IPv6 address as to_endpoint writes one."""
     try:
-        ipaddress.ip_address(text.decode())
+        address = ipaddress.IPv6Address(text.decode())
     except ValueError:
         return False
-    return True
+    return str(address).encode() == text and address.ipv4_mapped is None
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_kind(operation: bytes, id_: bytes, activity: bytes, service: bytes, type_: bytes) -> bool:
+    """Whether the operation is an API Activity, shown so."""
+    kind = kind_of(operation.decode())
+    number, name = kind.activity
+    type_uid = kind.class_uid * 100 + number
+    return kind.class_uid == API_ACTIVITY and (id_, activity, service, type_) == (
+        str(number).encode(),
+        name.encode(),
+        kind.service.encode(),
+        str(type_uid).encode(),
+    )
 
 
 def _compile(origin: str) -> re.Pattern[bytes]:
@@ -101,10 +130,10 @@ def _compile(origin: str) -> re.Pattern[bytes]:
     product = re.escape(json.dumps(PRODUCT, sort_keys=True, separators=(",", ":")))
     principal = _text(fields.PRINCIPAL, empty=False)
     parts = [
-        rf'\{{"activity_id":(?:0|[1-9][0-9]?),"activity_name":"[A-Za-z]{{1,16}}","actor":\{{(?:'
+        rf'\{{"activity_id":(?P<aid>[1-9][0-9]?),"activity_name":"(?P<activity>[A-Za-z]{{1,16}})","actor":\{{(?:'
         rf'"app_name":"ironwork-server"|"user":\{{"uid":"{principal}"\}})\}},',
         rf'"api":\{{"operation":"(?P<op>{_text(fields.OPERATION)})",',
-        r'"service":\{"name":"[A-Za-z0-9.-]{1,64}"\}\},"category_uid":6,"class_uid":6003,',
+        r'"service":\{"name":"(?P<service>[A-Za-z0-9.-]{1,64})"\}\},"category_uid":6,"class_uid":6003,',
         rf'"metadata":\{{"correlation_uid":"(?P<cid>{_text(fields.CORRELATION_ID)})",',
         rf'"event_code":"(?P=op)","log_name":"{re.escape(origin)}","logged_time":{_TIME},',
         rf'"product":{product},"sequence":(?P<seq>{_INT}),',
@@ -112,11 +141,12 @@ def _compile(origin: str) -> re.Pattern[bytes]:
         rf'"version":"{re.escape(OCSF_VERSION)}"\}},',
         rf'(?(ws)"resources":\[{resource.format("workspace", "(?P=ws)")}(?:,{key})?\],',
         rf'|(?:"resources":\[{key}\],)?)',
-        r'"severity_id":[1-3],"src_endpoint":\{(?:"svc_name":"ironwork-server"',
-        rf'|"ip":"(?:{octet}(?:\.{octet}){{3}}|(?P<ip6>[0-9a-f:.]{{2,45}}))","port":{_INT}',
-        rf'|"name":"{_text(fields.PEER)}")\}},',
-        rf'"status":"[A-Z][a-z]{{1,15}}",(?:"status_detail":"(?P<reason>{_text(fields.REASON)})",)?',
-        rf'"status_id":[0-2],"time":(?P<time>{_TIME}),"type_uid":{_INT},',
+        r'"severity_id":(?P<severity>[12]),"src_endpoint":\{(?:"svc_name":"ironwork-server"',
+        rf'|"ip":"(?:{octet}(?:\.{octet}){{3}}|(?P<ip6>[0-9a-f:.]{{2,45}}))","port":{_PORT}',
+        rf'|"name":"(?!ipv[46]:){_text(fields.PEER, empty=False)}")\}},',
+        r'"status":"(?P<status>[A-Z][a-z]{1,15})",',
+        rf'(?:"status_detail":"(?P<reason>{_text(fields.REASON, empty=False)})",)?',
+        rf'"status_id":(?P<sid>[0-2]),"time":(?P<time>{_TIME}),"type_uid":(?P<type>{_INT}),',
         rf'"unmapped":\{{{_unmapped()}\}}\}}',
     ]
     # latin-1: each character of these texts stands for one byte.
@@ -125,13 +155,10 @@ def _compile(origin: str) -> re.Pattern[bytes]:
 
 def _unmapped() -> str:
     """The flat members in canonical order, all optional but the phase, from the allow list."""
-    rules: dict[str, Rule] = {
-        **fields.DETAILS,
-        "agent": fields.CLAIM,
-        "role": fields.ROLE,
-        "task": fields.CLAIM,
-    }
-    members = {name: _value(rule) for name, rule in rules.items()}
+    members = {name: _value(rule) for name, rule in fields.DETAILS.items()}
+    # Unlike a detail, these are left out where they are empty.
+    for name, rule in (("agent", fields.CLAIM), ("role", fields.ROLE), ("task", fields.CLAIM)):
+        members[name] = f'"{_text(rule, empty=False)}"'
     members["intent_index"] = f"(?P<intent>{_INT})"
     before, after = [], []
     for name, value in sorted(members.items()):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.tlog_made import NOW, ORIGIN, call_event, made_entry, rendered
-from ironwork_audit import DETAILS, EVENT, INTENT, OUTCOME, Event, NotAnEvent, fields, parse
+from ironwork_audit import DETAILS, EVENT, INTENT, OUTCOME, Event, NotAnEvent, fields, parse, render
 from ironwork_audit.event import from_timestamp, to_timestamp
 from ironwork_audit.fields import Flag, Number, Text
 from ironwork_audit.ocsf import dump
@@ -112,6 +112,73 @@ def test_the_quick_check_takes_nothing_else(event: Event, data: st.DataObject) -
         end = min(len(entry), at + data.draw(st.integers(0, 30)))
         part = data.draw(st.sampled_from(PARTS) | st.binary(max_size=3))
         entry = entry[:at] + part + entry[end:]
+    assert quick(entry, 9) == strict(entry, 9)
+
+
+CONTRADICTIONS = [
+    (b'"status":"Success"', b'"status":"Failure"'),
+    (b'"status_id":1', b'"status_id":2'),
+    (b'"activity_id":2', b'"activity_id":4'),
+    (b'"activity_name":"Read"', b'"activity_name":"Delete"'),
+    (b'"type_uid":600302', b'"type_uid":600304'),
+    (b'"severity_id":1', b'"severity_id":2'),
+    (b'"name":"ironwork.keys.v1.KeyService"', b'"name":"ironwork.keys.v1.AuditService"'),
+    (b'"ip":"10.0.0.1","port":4711', b'"ip":"10.0.0.1","port":70000'),
+    (b'"ip":"10.0.0.1","port":4711', b'"ip":"0:0::1","port":4711'),
+    (b'"ip":"10.0.0.1","port":4711', b'"ip":"::ffff:a00:1","port":4711'),
+    (b'"ip":"10.0.0.1","port":4711', b'"name":"ipv4:10.0.0.1:4711"'),
+    (b'"ip":"10.0.0.1","port":4711', b'"name":""'),
+    (b'"status":"Success"', b'"status":"Success","status_detail":""'),
+    (b'"WithKey"', b'"auth.refused"'),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), CONTRADICTIONS)
+def test_members_that_contradict_each_other_are_no_entry(old: bytes, new: bytes) -> None:
+    """Whatever is said twice is said alike, and each value is written in one way."""
+    event = call_event(9, 8, success=True, peer="ipv4:10.0.0.1:4711", reason="")
+    entry = rendered(event, 9)
+    assert old in entry
+    assert quick(entry, 9) is not None
+    assert quick(entry.replace(old, new), 9) is None
+    assert strict(entry.replace(old, new), 9) is None
+
+
+def leaves(document: Any, path: str = "") -> dict[str, Any]:
+    """Every value of an entry by its place."""
+    if not isinstance(document, dict | list):
+        return {path: document}
+    items = document.items() if isinstance(document, dict) else enumerate(document)
+    found: dict[str, Any] = {}
+    for name, value in items:
+        found |= leaves(value, f"{path}/{name}" if path else str(name))
+    return found
+
+
+calls = st.builds(
+    call_event,
+    st.just(9),
+    st.just(8),
+    operation=st.sampled_from(["AddKey", "DeleteKey", "WithKey", "hsm.unwrap"]),
+    success=st.sampled_from([None, True, False]),
+    peer=st.sampled_from(["", "ipv4:1.2.3.4:5", "ipv6:[::1]:443", "unix:/run/a"]),
+    reason=st.sampled_from(["", "KEY_EXISTS"]),
+)
+
+
+@settings(deadline=None)  # a slow machine is no failure
+@given(calls, calls, st.data())
+def test_what_is_taken_is_what_render_makes(one: Event, other: Event, data: st.DataObject) -> None:
+    """An entry with a value of another in its place is taken only where it is its event's own."""
+    document, values = json.loads(rendered(one, 9)), leaves(json.loads(rendered(other, 9)))
+    place = data.draw(st.sampled_from(sorted(leaves(document))))
+    put(document, place, values.get(place) or data.draw(st.sampled_from(list(values.values()))))
+    entry = dump(document)
+    if quick(entry, 9) is not None:
+        parsed = parse(entry)
+        assert entry == render(
+            parsed.event, origin=ORIGIN, sequence=9, logged_time=parsed.logged_time
+        )
     assert quick(entry, 9) == strict(entry, 9)
 
 

@@ -291,7 +291,9 @@ class AsyncStream:
         try:
             return await anext(source, None)
         except asyncio.CancelledError:
-            if not self._stop:
+            task = asyncio.current_task()
+            # Our own cancellation ends here; another's beside it goes on.
+            if not self._stop or task is None or task.uncancel() > 0:
                 raise
             return None
         finally:
