@@ -90,9 +90,11 @@ async def measure(way: Way, wrapped: WrappedKey, callers: int, seconds: float, t
 @asynccontextmanager
 async def our_protocol(token: SoftHsmToken) -> AsyncIterator[Way]:
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "ironwork_hsm.daemon.child", "wrapper", token.uri]
+    command = [sys.executable, "-m", "ironwork_hsm.daemon.child", "wrapper"]
     command += ["--parent", str(os.getpid()), "--deadline", "30", "--lanes", "4", "--queue", "4096"]
     with theirs, subprocess.Popen(command, stdin=theirs) as process:  # noqa: ASYNC220  nothing is measured yet
+        # The URI comes first, as from the HSM process.
+        ours.sendall(LENGTH.pack(len(token.uri)) + token.uri.encode())
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         _, link = await loop.create_unix_connection(
