@@ -146,18 +146,19 @@ def test_a_client_ca_that_is_no_ca_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("make", "good"),
+    ("make", "good", "unknown"),
     [
-        (ed25519.Ed25519PrivateKey.generate, False),
-        (lambda: rsa.generate_private_key(65537, 1024), False),
-        (lambda: ec.generate_private_key(ec.SECP256K1()), False),
-        (lambda: rsa.generate_private_key(65537, 2048), True),
-        (lambda: ec.generate_private_key(ec.SECP521R1()), True),
+        (ed25519.Ed25519PrivateKey.generate, False, False),
+        (ed25519.Ed25519PrivateKey.generate, False, True),
+        (lambda: rsa.generate_private_key(65537, 1024), False, False),
+        (lambda: ec.generate_private_key(ec.SECP256K1()), False, False),
+        (lambda: rsa.generate_private_key(65537, 2048), True, False),
+        (lambda: ec.generate_private_key(ec.SECP521R1()), True, False),
     ],
-    ids=["Ed25519", "RSA-1024", "secp256k1", "RSA-2048", "P-521"],
+    ids=["Ed25519", "unknown", "RSA-1024", "secp256k1", "RSA-2048", "P-521"],
 )
 def test_a_client_ca_that_could_vouch_for_nobody_is_refused(
-    files: ServerFiles, make: Callable[[], Any], good: bool
+    files: ServerFiles, make: Callable[[], Any], good: bool, unknown: bool
 ) -> None:
     """A CA whose clients would be refused at each call is refused when it is loaded."""
     key, now = make(), datetime.now(UTC)
@@ -169,6 +170,11 @@ def test_a_client_ca_that_could_vouch_for_nobody_is_refused(
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
     )
+    if unknown:
+        # Ed25519's object identifier, 1.3.101.112, made into one of nothing (RFC 8410, section 3).
+        der = certificate.public_bytes(Encoding.DER)
+        other = der.replace(bytes.fromhex("06032b6570"), bytes.fromhex("06032b657f"))
+        certificate = x509.load_der_x509_certificate(other)
     files.client_ca.write_bytes(certificate.public_bytes(Encoding.PEM))
     if good:
         load(files)
