@@ -117,14 +117,15 @@ def check_origin(folder: Path, origin: str) -> None:
 
 
 def own_id(folder: Path, file_system: FileSystem) -> str:
-    """The folder's id, drawn where it has none: a new one, or one of an earlier version. Durable
-    once the folder is synced. Raises LogDamaged, OSError, WriteFailed.
+    """The folder's id, drawn where it has none: a new one, or one of an earlier version. Raises
+    LogDamaged, OSError, WriteFailed.
     """
     try:
         line = (folder / ID).read_bytes()
     except FileNotFoundError:
         line = secrets.token_hex(_ID_BYTES).encode() + b"\n"
         write_file(file_system, folder / ID, line)
+        sync_folder(file_system, folder)
     if not _ID_LINE.fullmatch(line):
         raise LogDamaged(ID, "it is not what was written there")
     return line.decode().rstrip()

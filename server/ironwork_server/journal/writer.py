@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 # Signing a checkpoint is on record like every HSM operation, and is never a reason for another.
 SIGN: Final = "hsm.sign"
 
-# An event is at most 16 KiB (a test computes it), so a commit is at most 1 MiB.
+# An event is under 24 KiB (a test computes it), so a commit is under 2 MiB.
 MAX_COMMIT_EVENTS: Final = 64
 
 # How often an idle log's folder is looked at, so that health tells what no call has met yet.
