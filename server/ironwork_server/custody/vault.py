@@ -160,15 +160,10 @@ class Vault:
         wrapper = self._wrapping
         try:
             await follow(wrapper, self._store)
+            wraps = wraps_with(wrapper)
         except HsmError as error:
             raise map_hsm_error(error) from None
-        async with self._recorded(
-            permit,
-            "hsm.wrap",
-            key_id,
-            purpose=_purpose(key_id),
-            **wraps_with(wrapper),
-        ):
+        async with self._recorded(permit, "hsm.wrap", key_id, purpose=_purpose(key_id), **wraps):
             return await wrapper.wrap(data_key, context, reference=permit.correlation_id)
 
     async def _unwrap(
@@ -261,17 +256,14 @@ def _purpose(key_id: str) -> str:
 
 
 def wraps_with(wrapper: KeyWrapper) -> dict[str, str | int]:
-    """What a wrapper wraps with now, as an event's details. Errors: Unavailable, where it has
-    nothing to wrap with (any more).
+    """What a wrapper wraps with now, as an event's details. Raises HsmError where it has nothing to
+    wrap with (any more).
     """
-    try:
-        return {
-            "backend": wrapper.name,
-            "master_key_version": wrapper.current_version,
-            "mechanism": wrapper.mechanism,
-        }
-    except HsmError as error:
-        raise map_hsm_error(error) from None
+    return {
+        "backend": wrapper.name,
+        "master_key_version": wrapper.current_version,
+        "mechanism": wrapper.mechanism,
+    }
 
 
 def damaged() -> DataLoss:
