@@ -15,7 +15,7 @@ from ironwork_hsm import HsmError
 from ironwork_server.cli.main import main
 from ironwork_server.store import open_store
 
-PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "master-key.md"
 KEY = b"sk-ant-api03-" + b"k" * 60 + b"AAzz"
 
 

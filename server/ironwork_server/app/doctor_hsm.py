@@ -165,6 +165,6 @@ async def _service(uri: str) -> list[Finding]:
         ok(check, f"{len(versions)} versions"),
         ok(
             "hsm what this server could do",
-            "what the cloud's role allows: docs/operations.md has the smallest one",
+            "what the cloud's role allows: docs/master-key.md has the smallest one",
         ),
     ]

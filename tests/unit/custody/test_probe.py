@@ -103,11 +103,13 @@ class Emptied(Refusing):
 async def test_a_wrapper_that_has_nothing_left_to_wrap_with(
     journal: FileJournal, tmp_path: Path
 ) -> None:
-    """It is unavailable in the service's own words, and nothing is asked of its device."""
+    """The backend's own words reach the start, which says how to mend it; health has its reason,
+    and nothing is asked of its device.
+    """
     wrapper = Emptied()
-    with pytest.raises(Unavailable) as caught:
-        await MasterKeyProbe([wrapper], journal).check()  # type: ignore[list-item]
-    assert caught.value.reason == "MASTER_KEY_VERSION_MISSING"
+    probe = MasterKeyProbe([wrapper], journal)  # type: ignore[list-item]
+    with pytest.raises(KeyMissing, match="none"):
+        await probe.check()
     assert wrapper.asked == 0
     assert not list(entries(tmp_path / "audit"))
 

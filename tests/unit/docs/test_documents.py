@@ -133,7 +133,7 @@ def reasons() -> set[str]:
 
 def test_every_reason_is_explained() -> None:
     """What an error's reason can be stands in the API's tables, or in the operators'."""
-    told = set(REASON.findall(page("api.md") + page("operations.md")))
+    told = set(REASON.findall(page("api.md") + page("operations.md") + page("master-key.md")))
     found = reasons()
     assert {"NO_KEY", "UPSTREAM_DNS", "LIMIT_KEYS", "SPIFFE_ID_MISSING"} <= found
     assert found <= told, found - told
