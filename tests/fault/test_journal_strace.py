@@ -26,8 +26,13 @@ def acknowledged_until(folder: Path, injected: str) -> tuple[dict[int, str], str
         check=False,
     )  # fmt: skip
     assert child.returncode == 7, child.stderr.decode()
-    said = dict(line.decode().split(" ", 1) for line in child.stdout.splitlines())
-    return {int(index): correlation for index, correlation in said.items()}, child.stderr.decode()
+    return acknowledgements(child.stdout), child.stderr.decode()
+
+
+def acknowledgements(output: bytes) -> dict[int, str]:
+    """Correlation ids by index, as the child writes them."""
+    said = dict(line.decode().split(" ", 1) for line in output.splitlines())
+    return {int(index): correlation for index, correlation in said.items()}
 
 
 @pytest.mark.parametrize(
@@ -35,8 +40,6 @@ def acknowledged_until(folder: Path, injected: str) -> tuple[dict[int, str], str
     [
         ("fdatasync:error=EIO:when=40+", "fdatasync failed (EIO)"),
         ("fdatasync:error=ENOSPC:when=41+", "fdatasync failed (ENOSPC)"),
-        # strace counts by thread; each integration has one of its own, and this is its last sync.
-        ("fsync:error=EIO:when=6+", "fsync of a folder failed (EIO)"),
         ("pwrite64:error=EIO:when=60+", "(EIO)"),
         ("pwrite64:error=ENOSPC:when=61+", "(ENOSPC)"),
         ("pwrite64:error=EROFS:when=62+", "(EROFS)"),
@@ -51,6 +54,31 @@ def test_a_system_call_that_fails(tmp_path: Path, injected: str, problem: str) -
     assert "failed closed" in said
     if "sync" in injected:
         assert problem in said
+    everything_is_there(folder, acknowledged)
+
+
+def test_a_folder_whose_sync_fails(tmp_path: Path) -> None:
+    """So it does where the names of tiles cannot be made durable, from some moment on."""
+    folder = tmp_path / "journal"
+    command = [sys.executable, journal_child.__file__, str(folder), ORIGIN, "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        first = child.stdout.readline()
+        # strace counts calls by thread, and tiles are written in threads of their own: so it comes
+        # when the log is open, and fails every such call.
+        strace = subprocess.Popen(
+            ["strace", "--follow-forks", "--quiet=all", "--output=/dev/null", "--trace=fsync",
+             "--inject=fsync:error=EIO", f"--attach={child.pid}"]
+        )  # fmt: skip
+        rest, said = child.communicate(timeout=60)
+        strace.wait(timeout=30)
+    assert child.returncode == 7
+    assert "fsync of a folder failed (EIO)" in said.decode()
+    everything_is_there(folder, acknowledgements(first + rest))
+
+
+def everything_is_there(folder: Path, acknowledged: dict[int, str]) -> None:
+    """After a restart, in a log that verifies."""
     asyncio.run(FileJournal.open(folder, ORIGIN).close())
     found = entries(folder)
     assert acknowledged

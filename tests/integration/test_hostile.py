@@ -16,7 +16,7 @@ from fixtures.log_check import held
 from fixtures.pki import write_server_files
 from fixtures.processes import Running, server
 from fixtures.production import Production
-from fixtures.server import AGENT, PARENT, StartService, TestService
+from fixtures.server import ADMIN, AGENT, AUDITOR, PARENT, StartService, TestService
 from fixtures.softhsm import MakeToken
 from ironwork.keys.v1 import keys_pb2
 from ironwork_hsm.pkcs11 import rung
@@ -44,12 +44,18 @@ def outcomes(folder: Path, operation: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "method", [f"{KEYS}/AddKey", f"{KEYS}/DeleteKey", f"{AUDIT}/ListEntries", f"{HEALTH}/Check"]
+    ("path", "method"),
+    [
+        (ADMIN, f"{KEYS}/AddKey"),
+        (ADMIN, f"{KEYS}/DeleteKey"),
+        (AUDITOR, f"{AUDIT}/ListEntries"),
+        (AGENT, f"{HEALTH}/Check"),
+    ],
 )
-async def test_unreadable_request(service: TestService, method: str) -> None:
+async def test_unreadable_request(service: TestService, path: str, method: str) -> None:
     """A request that is no message is refused in our words, not in protobuf's."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await service.channel(AGENT).unary_unary(method)(NO_MESSAGE, timeout=CALL_S)
+        await service.channel(path).unary_unary(method)(NO_MESSAGE, timeout=CALL_S)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert reason_of(status_of(error.value)) == "MESSAGE_MALFORMED"
     assert "DecodeError" not in error.value.details()
