@@ -1,6 +1,6 @@
 """HTTP content codings, decoded a piece at a time within bounds, for looking into bytes that pass.
 
-gzip (RFC 1952), deflate (RFC 1950, or bare RFC 1951 as some servers send it) and identity. The
+gzip (RFC 1952) and deflate (RFC 1950, or bare RFC 1951 as some servers send it). The
 bytes themselves are passed on as they came; what is decoded here is only looked at.
 """
 
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 
 PIECE_BYTES = 64 * 1024
-CODINGS = frozenset({b"", b"identity", b"gzip", b"deflate"})
+CODINGS = frozenset({b"gzip", b"deflate"})
 
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -21,25 +21,21 @@ class BoundedDecoder:
     """Decodes one body. Memory: one piece and zlib's window; work: at most max_bytes of output."""
 
     def __init__(self, content_encoding: bytes, *, max_bytes: int) -> None:
-        """content_encoding: the header's value, `b""` where there is none. Raises UndecodableError
-        for a coding that is none of CODINGS, and for several in a row.
+        """content_encoding: the header's value. Raises UndecodableError for a coding that is none
+        of CODINGS, and for several in a row.
         """
         coding = content_encoding.strip().lower()
         if coding not in CODINGS:
             raise UndecodableError
-        self._plain = coding in {b"", b"identity"}
         self._left = max_bytes
         # None for deflate until its first two bytes tell the variant.
         self._inflater = zlib.decompressobj(_GZIP) if coding == b"gzip" else None
         self._held = b""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Decoded pieces of at most 64 KiB (identity: the chunk itself). Consume them all. Raises
-        UndecodableError, after which the decoder is of no use.
+        """Decoded pieces of at most 64 KiB. Consume them all. Raises UndecodableError, after which
+        the decoder is of no use.
         """
-        if self._plain:
-            yield chunk
-            return
         if self._inflater is None:
             self._held += chunk
             if len(self._held) < 2:

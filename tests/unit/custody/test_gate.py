@@ -230,6 +230,26 @@ async def test_an_outcome_lost_after_a_cancellation_is_loud(
     assert "audit.outcome_lost" in caplog.messages
 
 
+async def test_settling_waits_for_calls_that_are_under_way(custody: Custody) -> None:
+    """A call is seen to its end, its outcome included."""
+    entered, proceed = asyncio.Event(), asyncio.Event()
+
+    async def act() -> None:
+        async with custody.admit(Action.LIST_MASKED):
+            entered.set()
+            await proceed.wait()
+
+    task = asyncio.create_task(act())
+    await entered.wait()
+    settling = asyncio.create_task(custody.gate.settle())
+    await asyncio.sleep(0)
+    assert not settling.done()
+    proceed.set()
+    await settling
+    assert custody.entries()[-1].event.phase == "outcome"
+    await task
+
+
 async def test_settling_with_nothing_under_way_returns_at_once(custody: Custody) -> None:
     """Shutdown waits for outcomes only where there are any."""
     await custody.gate.settle()
