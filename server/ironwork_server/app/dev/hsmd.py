@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from ironwork_hsm.pkcs11.softhsm import SoftHsmToken
+from ironwork_server.app.dev.child import end
 from ironwork_server.app.startup import StartupError
 
 START_DEADLINE_S = 60.0
@@ -35,7 +36,7 @@ async def create_first(folder: Path, token: SoftHsmToken) -> None:
         async with asyncio.timeout(START_DEADLINE_S):
             _, said = await process.communicate()
     except TimeoutError:
-        await _end(process)
+        await end(process, deadline_s=STOP_DEADLINE_S)
         raise StartupError("The master key could not be created: the token hangs.") from None
     if process.returncode != 0:
         raise StartupError(f"The master key could not be created.\n{said.decode(errors='replace')}")
@@ -58,7 +59,7 @@ async def hsmd(folder: Path, token: SoftHsmToken) -> AsyncIterator[str]:
             start_new_session=True,
             env=os.environ | token.env,
         )  # fmt: skip
-        stack.push_async_callback(_end, process)
+        stack.push_async_callback(end, process, deadline_s=STOP_DEADLINE_S)
         await _started(process)
         yield f"unix:{place}"
 
@@ -94,15 +95,3 @@ def _configure(folder: Path, token: SoftHsmToken, socket: Path) -> Path:
     config = folder / "hsmd.toml"
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return config
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(STOP_DEADLINE_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ironwork_server.app.allocator import plain_environment
+from ironwork_server.app.dev.child import end
 from ironwork_server.app.dev.state import DevState
 from ironwork_server.app.startup import StartupError
 from ironwork_server.upstream.endpoint import UpstreamEndpoint
@@ -77,7 +78,7 @@ async def simulator(state: DevState, *, pace_s: float) -> AsyncIterator[Simulato
         ca_file = state.folder / "pki" / "ca.pem"
         yield Simulator(UpstreamEndpoint.parse(url, ca_file=ca_file), keys)
     finally:
-        await _end(process)
+        await end(process, deadline_s=STOP_DEADLINE_S)
 
 
 async def _started(process: asyncio.subprocess.Process, keys: dict[str, str]) -> str:
@@ -103,15 +104,3 @@ def _table(keys: dict[str, str]) -> list[dict[str, str]]:
         }
         for name, key in keys.items()
     ]
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(STOP_DEADLINE_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
