@@ -122,6 +122,8 @@ async def our_protocol(token: SoftHsmToken) -> AsyncIterator[Way]:
             [psutil.Process(process.pid)],
         )
         link.abort()
+        # The loop closes the socket only later; without this the wait below would hold it up for ever.
+        process.terminate()
 
 
 @asynccontextmanager
