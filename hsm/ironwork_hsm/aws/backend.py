@@ -22,7 +22,8 @@ from ironwork_hsm.aws.blob import (
 from ironwork_hsm.aws.client import make_client, persist
 from ironwork_hsm.aws.errors import BrokenAnswer, is_ambiguous, translate
 from ironwork_hsm.aws.uri import AwsKmsUri, parse_aws_uri
-from ironwork_hsm.binding import CANARY, CANARY_CONTEXT, DATA_KEY_BYTES, MAX_VERSION, wipe
+from ironwork_hsm.binding import CANARY, CANARY_CONTEXT, DATA_KEY_BYTES, wipe
+from ironwork_hsm.checks import check_context, check_data_key, check_made_by
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
@@ -104,8 +105,7 @@ class AwsKmsKeyWrapper:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long or a
         context over 5,000 bytes, KeyMissing, ConfigurationError, Unavailable.
         """
-        if len(data_key) != DATA_KEY_BYTES:
-            raise ValueError(f"a data key has {DATA_KEY_BYTES} bytes")
+        check_data_key(data_key)
         arn = self._known_arn()
         bound = self._bound(context)
         # A copy, since the caller may wipe its own as soon as it is cancelled.
@@ -121,10 +121,7 @@ class AwsKmsKeyWrapper:
     ) -> bytearray:
         """See KeyWrapper.unwrap. Raises ValueError for a context over 5,000 bytes."""
         bound = self._bound(context)
-        if wrapped.backend != self.name or wrapped.mechanism != MECHANISM:
-            raise BlobRejected("The wrapped key was made by another backend or mechanism.")
-        if not 1 <= wrapped.key_version <= MAX_VERSION:
-            raise BlobRejected("The wrapped key names a version that cannot exist.")
+        check_made_by(wrapped, self.name, (MECHANISM,))
         if wrapped.key_version != VERSION:
             raise KeyMissing(f"A KMS key has one version here, {VERSION}.")
         arn = self._known_arn()
@@ -212,8 +209,7 @@ class AwsKmsKeyWrapper:
         return self._arn
 
     def _bound(self, context: bytes) -> dict[str, str]:
-        if len(context) > MAX_CONTEXT_BYTES:
-            raise ValueError(f"a wrapping context has at most {MAX_CONTEXT_BYTES} bytes")
+        check_context(context, MAX_CONTEXT_BYTES)
         return encryption_context(name=self.name, context=context)
 
 

@@ -31,6 +31,7 @@ from ironwork_hsm.binding import (
     associated_data,
     wipe,
 )
+from ironwork_hsm.checks import check_context, check_data_key, check_made_by
 from ironwork_hsm.gcp.caller import Caller, Client
 from ironwork_hsm.gcp.calls import decrypt, encrypt
 from ironwork_hsm.gcp.errors import (
@@ -114,8 +115,7 @@ class GcpKmsKeyWrapper:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long or a
         context over 5,000 bytes, KeyMissing, ConfigurationError, Unavailable.
         """
-        if len(data_key) != DATA_KEY_BYTES:
-            raise ValueError(f"a data key has {DATA_KEY_BYTES} bytes")
+        check_data_key(data_key)
         version = self.current_version
         associated = self._associated(version, context)
         asked = version_name(self._key, version)
@@ -139,10 +139,7 @@ class GcpKmsKeyWrapper:
     ) -> bytearray:
         """See KeyWrapper.unwrap. Raises ValueError for a context over 5,000 bytes."""
         version = wrapped.key_version
-        if wrapped.backend != self.name or wrapped.mechanism != MECHANISM:
-            raise BlobRejected("The wrapped key was made by another backend or mechanism.")
-        if not 1 <= version <= MAX_VERSION:
-            raise BlobRejected("The wrapped key names a version that cannot exist.")
+        check_made_by(wrapped, self.name, (MECHANISM,))
         associated = self._associated(version, context)
         layout, ciphertext = wrapped.blob[:1], wrapped.blob[1:]
         if layout != _LAYOUT or not 1 <= len(ciphertext) <= MAX_CIPHERTEXT_BYTES:
@@ -299,8 +296,7 @@ class GcpKmsKeyWrapper:
         )
 
     def _associated(self, version: int, context: bytes) -> bytes:
-        if len(context) > MAX_CONTEXT_BYTES:
-            raise ValueError(f"a wrapping context has at most {MAX_CONTEXT_BYTES} bytes")
+        check_context(context, MAX_CONTEXT_BYTES)
         return associated_data(
             name=self.name, version=version, mechanism=MECHANISM, context=context
         )

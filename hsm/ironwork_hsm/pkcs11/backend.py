@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from pkcs11 import Mechanism
 
-from ironwork_hsm.binding import DATA_KEY_BYTES, MAX_VERSION, associated_data, wipe
+from ironwork_hsm.binding import associated_data, wipe
+from ironwork_hsm.checks import check_context, check_data_key, check_made_by
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
@@ -157,9 +158,8 @@ class Pkcs11KeyWrapper:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long or a
         context over 64 KiB, KeyMissing, Unavailable.
         """
-        if len(data_key) != DATA_KEY_BYTES:
-            raise ValueError(f"a data key has {DATA_KEY_BYTES} bytes")
-        _check_context(context)
+        check_data_key(data_key)
+        check_context(context, MAX_CONTEXT_BYTES)
         version = self.current_version
         chosen = self._ladder.rung(self._kind)
         bound = self._bound(version, chosen, context)
@@ -177,13 +177,10 @@ class Pkcs11KeyWrapper:
         self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
     ) -> bytearray:
         """See KeyWrapper.unwrap. Raises ValueError for a context over 64 KiB."""
-        _check_context(context)
+        check_context(context, MAX_CONTEXT_BYTES)
         version = wrapped.key_version
-        made_by = RUNGS.get(wrapped.mechanism)
-        if wrapped.backend != self._name or made_by is None:
-            raise BlobRejected("The wrapped key was made by another backend or mechanism.")
-        if not 1 <= version <= MAX_VERSION:
-            raise BlobRejected("The wrapped key names a version that cannot exist.")
+        check_made_by(wrapped, self._name, RUNGS)
+        made_by = RUNGS[wrapped.mechanism]
         bound = self._bound(version, made_by, context)
         canary = self._ladder.canary(made_by)
         return await self._run(
@@ -358,8 +355,3 @@ def _no_key(uri: Pkcs11Uri) -> KeyMissing:
         f"The token holds no master key `{uri.name}`; create it with: "
         "ironwork-server master-key create"
     )
-
-
-def _check_context(context: bytes) -> None:
-    if len(context) > MAX_CONTEXT_BYTES:
-        raise ValueError(f"a wrapping context has at most {MAX_CONTEXT_BYTES} bytes")

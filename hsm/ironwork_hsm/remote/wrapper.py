@@ -7,6 +7,7 @@ master key from this process into that one, or back, needs no re-wrapping.
 from collections.abc import Sequence
 
 from ironwork_hsm.binding import wipe
+from ironwork_hsm.checks import check_context, check_data_key
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
@@ -61,8 +62,7 @@ class RemoteKeyWrapper:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long, a
         context over 64 KiB or a reference that is none; KeyMissing, Unavailable.
         """
-        if len(data_key) != wire.DATA_KEY_BYTES:
-            raise ValueError(f"a data key has {wire.DATA_KEY_BYTES} bytes")
+        check_data_key(data_key)
         _check(context, reference)
         wrapped = await self._connection.call(
             lambda number: wire.wrap(number, data_key, context, reference),
@@ -148,8 +148,7 @@ async def open_unix(uri: str, *, allow_missing: bool, options: BackendOptions) -
 
 
 def _check(context: bytes, reference: str) -> None:
-    if len(context) > wire.MAX_CONTEXT_BYTES:
-        raise ValueError(f"a wrapping context has at most {wire.MAX_CONTEXT_BYTES} bytes")
+    check_context(context, wire.MAX_CONTEXT_BYTES)
     check_reference(reference)
 
 
