@@ -122,7 +122,7 @@ async def our_protocol(token: SoftHsmToken) -> AsyncIterator[Way]:
             [psutil.Process(process.pid)],
         )
         link.abort()
-        # The loop closes the socket only later; without this the wait below would hold it up for ever.
+        # The loop closes the socket only later; without this the wait below would hang.
         process.terminate()
 
 
