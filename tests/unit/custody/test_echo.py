@@ -16,7 +16,7 @@ from ironwork_server.custody.use_key import Serving
 
 from .conftest import KEY, REQUEST, Custody, a_principal
 from .test_add_key import add
-from .test_use_and_delete import nothing
+from .test_use_key import nothing
 
 # Of the key's length and end.
 TWINS = [KEY[:20] + b"%02d" % number + KEY[22:] for number in range(MAX_CANDIDATES + 1)]

@@ -8,7 +8,8 @@ from ironwork_server.core.values import StoredKey
 
 from .conftest import OTHER_KEY, Custody
 from .test_add_key import add
-from .test_use_and_delete import delete, use
+from .test_delete_key import delete
+from .test_use_key import use
 
 
 async def test_a_read_that_a_deletion_overtook_is_done_again(

@@ -15,6 +15,8 @@ from ironwork_server.core.errors import Unavailable
 from ironwork_server.custody.probe import MasterKeyProbe
 from ironwork_server.journal import FileJournal
 
+from .conftest import Custody
+
 
 class Refusing:
     """A wrapper whose device refuses its mechanism, as often as it is asked."""
@@ -177,3 +179,19 @@ async def test_what_lies_elsewhere_is_not_opened_from_here(journal: FileJournal)
     with pytest.raises(Unavailable):
         await probe.check()
     assert await probe.reopen() is False
+
+
+async def test_a_probe_is_on_record(custody: Custody) -> None:
+    """A probe of the master key has an intent and an outcome, good or bad."""
+    probe = MasterKeyProbe([custody.wrapper], custody.journal)
+    await probe.check()
+    custody.wrapper.fault = HsmUnavailable("gone")
+    with pytest.raises(Unavailable):
+        await probe.check()
+    shown = [(e.event.operation, e.event.phase, e.event.success) for e in custody.entries()]
+    assert shown == [
+        ("hsm.probe", "intent", None),
+        ("hsm.probe", "outcome", True),
+        ("hsm.probe", "intent", None),
+        ("hsm.probe", "outcome", False),
+    ]
