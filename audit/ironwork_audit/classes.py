@@ -3,13 +3,18 @@
 An operation that is not named here is an API Activity with the activity Other: nothing is left out
 of the log because a table does not know it.
 
-An entry is valid only as `render` makes it: what an operation is shown as is never changed once a
-log may hold it, and an operation that was written without a row here gets none later.
+The tables say how entries are written from now on. How one is read is in the entry itself: its
+`Kind`, held to a form that does not change, and to what `may_show` says. So rows may be added at
+any time, and entries from before stay what they were. A row is never changed or taken away: who
+shows an operation otherwise gives it another name (docs/adr/0029).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+
+from ironwork_audit import fields
+from ironwork_audit.fields import FieldRefused
 
 API_ACTIVITY: Final = 6003
 AUTHENTICATION: Final = 3002
@@ -32,10 +37,19 @@ _POLICY_ENTITY: Final = 5
 _OTHER_ENTITY: Final = 99
 
 
+# The activities that an entry may have, by class: ids and captions of OCSF 1.6.0.
+ACTIVITIES: Final[Mapping[int, frozenset[tuple[int, str]]]] = {
+    API_ACTIVITY: frozenset({_CREATE, _READ, _UPDATE, _DELETE, _OTHER}),
+    AUTHENTICATION: frozenset({_LOGON, (2, "Logoff"), _OTHER}),
+    ENTITY_MANAGEMENT: frozenset({_CREATE, _READ, _UPDATE, _DELETE, _OTHER}),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How an operation is shown. service: api.service.name, or service.name of a logon. entity:
-    name and type_id of what is managed (Entity Management only).
+    """How an operation is shown. service: api.service.name, or service.name of a logon; '' in
+    Entity Management. entity: name and type_id of what is managed (Entity Management only). Every
+    member is checked on creation; FieldRefused names the one at fault.
     """
 
     class_uid: int
@@ -43,10 +57,31 @@ class Kind:
     service: str
     entity: tuple[str, int] | None = None
 
+    def __post_init__(self) -> None:
+        if self.activity not in ACTIVITIES.get(self.class_uid, frozenset()):
+            raise FieldRefused("activity: not one of this class, or not of this name")
+        managed = self.class_uid == ENTITY_MANAGEMENT
+        if managed is not (self.entity is not None) or managed is not (self.service == ""):
+            raise FieldRefused("class_uid: a service or an entity that does not belong to it")
+        if self.entity is None:
+            fields.SERVICE.check("service", self.service)
+        else:
+            fields.ENTITY.check("entity.name", self.entity[0])
+            fields.ENTITY_TYPE.check("entity.type_id", self.entity[1])
+
     @property
     def category_uid(self) -> int:
         """3 Identity & Access Management, 6 Application Activity: the class's first digit."""
         return self.class_uid // 1000
+
+    @property
+    def type_uid(self) -> int:
+        """OCSF's number for a class and an activity together."""
+        return self.class_uid * 100 + self.activity[0]
+
+
+def _managed(name: str, type_id: int) -> Kind:
+    return Kind(ENTITY_MANAGEMENT, _UPDATE, "", (name, type_id))
 
 
 def _rpc(activity: tuple[int, str], service: str = KEY_SERVICE) -> Kind:
@@ -70,10 +105,10 @@ BY_OPERATION: Final[Mapping[str, Kind]] = {
 # By the part of the name before the first dot.
 BY_AREA: Final[Mapping[str, Kind]] = {
     "auth": Kind(AUTHENTICATION, _LOGON, "ironwork.keys.v1"),
-    "policy": Kind(ENTITY_MANAGEMENT, _UPDATE, SERVER, ("policy", _POLICY_ENTITY)),
-    "identity": Kind(ENTITY_MANAGEMENT, _UPDATE, SERVER, ("identity mapping", _POLICY_ENTITY)),
-    "certificate": Kind(ENTITY_MANAGEMENT, _UPDATE, SERVER, ("certificate", _OTHER_ENTITY)),
-    "trust": Kind(ENTITY_MANAGEMENT, _UPDATE, SERVER, ("trust roots", _OTHER_ENTITY)),
+    "policy": _managed("policy", _POLICY_ENTITY),
+    "identity": _managed("identity mapping", _POLICY_ENTITY),
+    "certificate": _managed("certificate", _OTHER_ENTITY),
+    "trust": _managed("trust roots", _OTHER_ENTITY),
     "organization": _rpc(_UPDATE),
     "hsm": _rpc(_OTHER, "ironwork-hsm"),
     "anthropic": _rpc(_OTHER, "api.anthropic.com"),
@@ -84,9 +119,25 @@ _DEFAULT: Final = _rpc(_OTHER, SERVER)
 
 
 def kind_of(operation: str) -> Kind:
-    """How this operation is shown; total."""
+    """How this operation is written now; total."""
+    return BY_OPERATION.get(operation) or _area_of(operation) or _DEFAULT
+
+
+def may_show(operation: str, kind: Kind) -> bool:
+    """Whether an entry of this operation may be shown so.
+
+    One with a row: as that says, or, as before there was the row, as its area or as Other. One
+    without: as anything of its area's class, since a newer version may know more of it than this.
+    """
+    area = _area_of(operation)
     named = BY_OPERATION.get(operation)
+    if kind == _DEFAULT:
+        return True
     if named is not None:
-        return named
+        return kind in {named, area}
+    return area is None or kind.class_uid == area.class_uid
+
+
+def _area_of(operation: str) -> Kind | None:
     area, dot, _ = operation.partition(".")
-    return BY_AREA.get(area, _DEFAULT) if dot else _DEFAULT
+    return BY_AREA.get(area) if dot else None

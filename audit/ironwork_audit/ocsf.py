@@ -53,21 +53,29 @@ _ENCODER: Final = json.JSONEncoder(
 )
 
 
-def render(event: Event, *, origin: str, sequence: int, logged_time: datetime) -> bytes:
-    """The entry's exact bytes, without a line end. FieldRefused for a wrong origin or sequence."""
+def render(
+    event: Event,
+    *,
+    origin: str,
+    sequence: int,
+    logged_time: datetime,
+    kind: Kind | None = None,
+) -> bytes:
+    """The entry's exact bytes, without a line end. kind: how the operation is shown, where that is
+    not as new entries show it. FieldRefused for a wrong origin or sequence.
+    """
     fields.ORIGIN.check("origin", origin)
     fields.SEQUENCE.check("sequence", sequence)
-    kind = kind_of(event.operation)
+    kind = kind or kind_of(event.operation)
     document = _common(event, kind)
     document["metadata"] = _metadata(event, origin, sequence, logged_time)
     document["unmapped"] = _unmapped(event, kind)
-    match kind.class_uid:
-        case classes.AUTHENTICATION:
-            document |= _authentication(event, kind)
-        case classes.ENTITY_MANAGEMENT:
-            document |= _entity_management(event, kind)
-        case _:
-            document |= _api_activity(event, kind)
+    if kind.entity is not None:
+        document |= _entity_management(event, kind.entity)
+    elif kind.class_uid == classes.AUTHENTICATION:
+        document |= _authentication(event, kind)
+    else:
+        document |= _api_activity(event, kind)
     return dump(document)
 
 
@@ -89,7 +97,7 @@ def _common(event: Event, kind: Kind) -> Document:
         "status": status,
         "status_id": status_id,
         "time": to_timestamp(event.time),
-        "type_uid": kind.class_uid * 100 + activity_id,
+        "type_uid": kind.type_uid,
     }
     if event.reason:
         document["status_detail"] = event.reason
@@ -153,6 +161,6 @@ def _authentication(event: Event, kind: Kind) -> Document:
     return {"user": user, "service": {"name": kind.service}, **_MUTUAL_TLS}
 
 
-def _entity_management(event: Event, kind: Kind) -> Document:
-    name, type_id = kind.entity or ("setting", 99)
+def _entity_management(event: Event, entity: tuple[str, int]) -> Document:
+    name, type_id = entity
     return {"actor": _actor(event), "entity": {"name": name, "type_id": type_id}}

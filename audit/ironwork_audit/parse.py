@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ironwork_audit import classes, fields
+from ironwork_audit.classes import Kind, may_show
 from ironwork_audit.endpoint import to_peer
 from ironwork_audit.event import Event, from_timestamp
 from ironwork_audit.fields import FieldRefused
@@ -54,12 +55,15 @@ class NotAnEvent(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ParsedEvent:
-    """An entry: the event, and where and when it was written (UTC, milliseconds)."""
+    """An entry: the event, and where and when it was written (UTC, milliseconds). kind: how its
+    operation is shown, as the entry has it; today's `classes.kind_of` may say otherwise.
+    """
 
     event: Event
     origin: str
     sequence: int
     logged_time: datetime
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,9 @@ class Summary:
 
 
 def parse(entry: bytes) -> ParsedEvent:
-    """The event that render wrote. NotAnEvent unless these are, byte for byte, what render makes
-    of it: allowed fields only, and no member that says otherwise than another.
+    """The event that render wrote, now or in an earlier version. NotAnEvent unless these are, byte
+    for byte, what render makes of it, shown as the entry shows it: allowed fields only, and no
+    member that says otherwise than another.
     """
     document = _load(entry)
     try:
@@ -195,6 +200,7 @@ def _rendered(parsed: ParsedEvent, entry: bytes) -> ParsedEvent:
         origin=parsed.origin,
         sequence=parsed.sequence,
         logged_time=parsed.logged_time,
+        kind=parsed.kind,
     )
     if again != entry:
         raise NotAnEvent("entry: members contradict each other")
@@ -221,6 +227,23 @@ def _only(place: str, members: Mapping[str, Any], allowed: frozenset[str] | set[
         raise NotAnEvent(f"{place}: holds a member that this log does not write")
 
 
+def _kind(document: dict[str, Any], operation: str) -> Kind:
+    """How the entry shows its operation: of the form that entries have, in any version."""
+    service, entity = "", None
+    match document["class_uid"]:
+        case classes.API_ACTIVITY:
+            service = document["api"]["service"]["name"]
+        case classes.AUTHENTICATION:
+            service = document["service"]["name"]
+        case _:
+            entity = (document["entity"]["name"], document["entity"]["type_id"])
+    activity = (document["activity_id"], document["activity_name"])
+    kind = Kind(document["class_uid"], activity, service, entity)
+    if not may_show(operation, kind):
+        raise NotAnEvent("activity: not what this log shows the operation as")
+    return kind
+
+
 def _parsed(document: dict[str, Any], summary: Summary) -> ParsedEvent:
     unmapped, metadata = document["unmapped"], document["metadata"]
     event = Event(
@@ -245,4 +268,5 @@ def _parsed(document: dict[str, Any], summary: Summary) -> ParsedEvent:
         origin=fields.ORIGIN.check("metadata.log_name", summary.origin),
         sequence=fields.SEQUENCE.check("metadata.sequence", summary.sequence),
         logged_time=from_timestamp(metadata["logged_time"]),
+        kind=_kind(document, event.operation),
     )

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ironwork_audit import fields
-from ironwork_audit.classes import API_ACTIVITY, kind_of
+from ironwork_audit.classes import API_ACTIVITY, Kind, may_show
 from ironwork_audit.event import INTENT, OUTCOME
-from ironwork_audit.fields import Flag, Number, Rule, Text
+from ironwork_audit.fields import FieldRefused, Flag, Number, Rule, Text
 from ironwork_audit.ocsf import OCSF_VERSION, PRODUCT, STATUS
 from ironwork_audit.parse import NotAnEvent, parse
 
@@ -111,16 +111,12 @@ def _is_address(text: bytes) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_kind(operation: bytes, id_: bytes, activity: bytes, service: bytes, type_: bytes) -> bool:
-    """Whether the operation is an API Activity, shown so."""
-    kind = kind_of(operation.decode())
-    number, name = kind.activity
-    type_uid = kind.class_uid * 100 + number
-    return kind.class_uid == API_ACTIVITY and (id_, activity, service, type_) == (
-        str(number).encode(),
-        name.encode(),
-        kind.service.encode(),
-        str(type_uid).encode(),
-    )
+    """Whether the operation may be shown as this API Activity, and is so in each of its members."""
+    try:
+        kind = Kind(API_ACTIVITY, (int(id_), activity.decode()), service.decode())
+    except FieldRefused:
+        return False
+    return str(kind.type_uid).encode() == type_ and may_show(operation.decode(), kind)
 
 
 def _compile(origin: str) -> re.Pattern[bytes]:
@@ -133,7 +129,8 @@ def _compile(origin: str) -> re.Pattern[bytes]:
         rf'\{{"activity_id":(?P<aid>[1-9][0-9]?),"activity_name":"(?P<activity>[A-Za-z]{{1,16}})","actor":\{{(?:'
         rf'"app_name":"ironwork-server"|"user":\{{"uid":"{principal}"\}})\}},',
         rf'"api":\{{"operation":"(?P<op>{_text(fields.OPERATION)})",',
-        r'"service":\{"name":"(?P<service>[A-Za-z0-9.-]{1,64})"\}\},"category_uid":6,"class_uid":6003,',
+        rf'"service":\{{"name":"(?P<service>{_text(fields.SERVICE)})"\}}\}},',
+        r'"category_uid":6,"class_uid":6003,',
         rf'"metadata":\{{"correlation_uid":"(?P<cid>{_text(fields.CORRELATION_ID)})",',
         rf'"event_code":"(?P=op)","log_name":"{re.escape(origin)}","logged_time":{_TIME},',
         rf'"product":{product},"sequence":(?P<seq>{_INT}),',
