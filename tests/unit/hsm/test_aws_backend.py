@@ -146,7 +146,7 @@ def _flip(text: str) -> str:
 @pytest.mark.parametrize(
     "fault",
     [
-        change(KeyId=lambda arn: arn[:-1] + "0"),
+        change(KeyId=lambda arn: arn[:-1] + ("1" if arn.endswith("0") else "0")),
         change(KeyId=lambda _: ""),
         change(Plaintext=lambda _: base64.b64encode(bytes(31)).decode()),
         change(Plaintext=lambda _: ""),
@@ -166,7 +166,7 @@ async def test_a_wrong_answer_is_no_data_key(aws_kms: AwsKms, fault: Fault) -> N
 @pytest.mark.parametrize(
     "fault",
     [
-        change(KeyId=lambda arn: arn[:-1] + "0"),
+        change(KeyId=lambda arn: arn[:-1] + ("1" if arn.endswith("0") else "0")),
         change(CiphertextBlob=lambda _: ""),
         change(CiphertextBlob=lambda _: base64.b64encode(bytes(6145)).decode()),
     ],
