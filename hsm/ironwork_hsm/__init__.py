@@ -18,7 +18,6 @@ from ironwork_hsm.interface import (
     SignatureAlgorithm,
     Signer,
     Unavailable,
-    VersionChooser,
     VersionDestroyer,
     WrappedKey,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "SignatureAlgorithm",
     "Signer",
     "Unavailable",
-    "VersionChooser",
     "VersionDestroyer",
     "WrappedKey",
     "open_backend",

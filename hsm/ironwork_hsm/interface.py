@@ -61,7 +61,10 @@ class WrappedKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyVersion:
-    """One version of the master key, with its attributes as the device reports them."""
+    """One version of the master key, with its attributes as the device reports them.
+
+    mechanism: what it wraps with; empty where it cannot (a pinned mechanism needs another kind).
+    """
 
     version: int
     label: str
@@ -69,10 +72,15 @@ class KeyVersion:
     extractable: bool
     never_extractable: bool
     local: bool
+    mechanism: str = ""
 
 
 class KeyWrapper(Protocol):
-    """Wraps data keys under a master key that never leaves its device. Safe for concurrent use."""
+    """Wraps data keys under a master key that never leaves its device. Safe for concurrent use.
+
+    Which version wraps is said with each call, and nothing of it is kept: several callers, of
+    several stores, may share one backend. Not told, it is the newest that the backend has seen.
+    """
 
     @property
     def name(self) -> str:
@@ -80,19 +88,31 @@ class KeyWrapper(Protocol):
 
     @property
     def current_version(self) -> int:
-        """The version that wrap uses."""
+        """The newest version that it has seen: what wrap and check use unless they are told."""
 
     @property
     def mechanism(self) -> str:
-        """The mechanism that wrap uses."""
+        """What wrap uses with current_version."""
+
+    async def mechanism_of(self, version: int) -> str:
+        """What wrap uses with this version, which is looked for where it has not been seen. Raises
+        KeyMissing, ConfigurationError, Unavailable.
+        """
 
     async def wrap(
-        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+        self,
+        data_key: bytes | bytearray,
+        context: bytes,
+        *,
+        version: int | None = None,
+        reference: str = "",
     ) -> WrappedKey:
         """Wrap 32 bytes. The blob opens only with the same context, name, version and mechanism.
+        Raises KeyMissing, Unavailable.
 
-        reference: the caller's correlation id (at most 64 visible ASCII characters), for a backend
-        that keeps a record of its own, such as the HSM process; others ignore it.
+        version: None for current_version. reference: the caller's correlation id (at most 64
+        visible ASCII characters), for a backend that keeps a record of its own, such as the HSM
+        process; others ignore it.
         """
 
     async def unwrap(
@@ -103,12 +123,13 @@ class KeyWrapper(Protocol):
     async def versions(self) -> Sequence[KeyVersion]:
         """All versions, oldest first."""
 
-    async def check(self) -> None:
-        """A real round trip; raises what is wrong. For start-up and health.
+    async def check(self, version: int | None = None) -> None:
+        """A real round trip with this version (None: current_version); raises what is wrong. For
+        start-up, health, and before a version is switched on.
 
         Exactly one round trip, so that the caller can put each on record. Where the device does
-        not offer the mechanism, and there is another to try, raises MechanismRefused: `mechanism`
-        is the other one from now on, for the caller to check in its turn.
+        not offer the mechanism, and there is another to try, raises MechanismRefused:
+        `mechanism_of` tells the other one from now on, for the caller to check in its turn.
         """
 
     async def close(self) -> None: ...
@@ -144,20 +165,8 @@ class KeyCreator(Protocol):
     """A backend that can generate master keys inside its device. Found by isinstance."""
 
     async def create_version(self) -> KeyVersion:
-        """Generate the next version (the first is 1) in the device; wrap uses it from then on.
-        Raises ConfigurationError, PinRefused, Unavailable.
-        """
-
-
-@runtime_checkable
-class VersionChooser(Protocol):
-    """A backend whose caller decides which version wraps. Found by isinstance. Until the first
-    choice it is the newest that the backend has seen.
-    """
-
-    async def choose_version(self, version: int) -> None:
-        """Wrap with this version from now on, also when newer ones appear. Raises KeyMissing,
-        Unavailable, and then wrap goes on as before.
+        """Generate the next version (the first is 1) in the device; it is current_version from
+        then on. Raises ConfigurationError, PinRefused, Unavailable.
         """
 
 
@@ -166,7 +175,7 @@ class VersionDestroyer(Protocol):
     """A backend that can destroy versions of the master key. Found by isinstance."""
 
     async def destroy_version(self, version: int, *, admin_pin_source: str) -> None:
-        """Destroy one version for good: what it wraps opens no more. Never the current one.
+        """Destroy one version for good: what it wraps opens no more. Never current_version.
 
         admin_pin_source: where the separate administrator's PIN is, as `pin-source` of RFC 7512
         (`file:/…`); empty where the device has roles of its own (a cloud KMS). Raises

@@ -220,6 +220,46 @@ async def test_versions_oldest_first(backend: KeyWrapper, kind: Backend) -> None
         assert version.local == kind.vouches
 
 
+async def test_each_version_wraps_when_it_is_asked_for(backend: KeyWrapper, kind: Backend) -> None:
+    """The version that a call names wraps, and nothing of it is kept for other calls: without one
+    it is the newest. Each says before by what it wraps, and does a round trip.
+    """
+    listed = {one.version: one.mechanism for one in await backend.versions()}
+    for version in kind.versions:
+        await backend.check(version)
+        wrapped = await backend.wrap(bytes(32), CONTEXT, version=version)
+        assert (wrapped.backend, wrapped.key_version) == (backend.name, version)
+        assert wrapped.mechanism == await backend.mechanism_of(version) == listed[version]
+        assert await backend.unwrap(wrapped, CONTEXT) == bytes(32)
+        newest = await backend.wrap(bytes(32), CONTEXT)
+        assert newest.key_version == backend.current_version == kind.versions[-1]
+
+
+async def test_versions_that_are_asked_for_at_once_do_not_mix(
+    backend: KeyWrapper, kind: Backend
+) -> None:
+    """Callers who name different versions at the same time each get their own."""
+
+    async def one(number: int) -> None:
+        version = kind.versions[number % len(kind.versions)]
+        wrapped = await backend.wrap(bytes(32), CONTEXT, version=version)
+        assert wrapped.key_version == version
+
+    await asyncio.gather(*(one(number) for number in range(50)))
+
+
+@pytest.mark.parametrize("version", [0, -1, 9, 2**32 - 1, 2**32, 2**40])
+async def test_a_version_that_is_not_there_wraps_nothing(backend: KeyWrapper, version: int) -> None:
+    """A version that the device does not hold, or that cannot be, is KeyMissing, and the others go
+    on wrapping.
+    """
+    with pytest.raises(KeyMissing):
+        await backend.wrap(bytes(32), CONTEXT, version=version)
+    with pytest.raises(KeyMissing):
+        await backend.check(version)
+    assert (await backend.wrap(bytes(32), CONTEXT)).key_version == backend.current_version
+
+
 async def test_a_backend_that_creates_keys_says_so(backend: KeyWrapper, kind: Backend) -> None:
     """Whether a backend creates keys can be told by isinstance."""
     assert isinstance(backend, KeyCreator) == kind.creates

@@ -1,5 +1,7 @@
 """What every WrapStore does: which master key wraps what, and moving it, beside serving stores."""
 
+import asyncio
+
 import pytest
 
 from fixtures.stores import SqliteStores, added, plain_add, stored_key, wrapped_key
@@ -33,6 +35,31 @@ async def test_one_version_of_a_backend_is_switched_on(stores: SqliteStores, url
     assert await other.switched_version(MASTER) == 2
     assert await other.switched_version("awskms:///k") == 7
     assert await other.switched_version("another") is None
+
+
+async def test_the_first_version_is_switched_on_once(stores: SqliteStores, url: str) -> None:
+    """Where none was switched on yet, a device's newest is, for every process; one that is switched
+    on stays, whatever the device holds by now.
+    """
+    opened = [stores.open(url) for _ in range(4)]
+    firsts = await asyncio.gather(
+        *(store.first_version(MASTER, n) for n, store in enumerate(opened, start=1))
+    )
+    assert len(set(firsts)) == 1
+    assert await opened[0].switched_version(MASTER) == firsts[0]
+    await opened[0].switch_on(MASTER, 20)
+    assert await opened[1].first_version(MASTER, 30) == 20
+
+
+async def test_a_store_in_use_begins_with_what_wraps_its_rows(store: Store) -> None:
+    """Where rows or the pepper are wrapped already, the greatest version among them is switched on,
+    not a newer one that the device holds; other backends' rows do not count.
+    """
+    await added(store, stored_key(sealed=under(1)))
+    await added(store, stored_key(sealed=under(8, "another")))
+    await store.create_pepper(wrapped_key(2))
+    assert await store.first_version(MASTER, 5) == 2
+    assert await store.first_version("unused", 5) == 5
 
 
 async def test_what_each_version_wraps_is_counted(store: Store) -> None:

@@ -239,7 +239,7 @@ async def test_two_backends_the_first_wraps_and_both_unwrap(
     [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\xff" * 4096,
-        wire.plain(Kind.CHECK, 1),  # no greeting
+        wire.check(1),  # no greeting
         wire.frame(Kind.HELLO, 1, b"ironwork-hsm/9"),
         wire.hello(1) + wire.frame(Kind.WRAP, 2, b"", bytes(31), b""),
         wire.hello(1) + wire.frame(Kind.UNWRAP, 2),

@@ -99,14 +99,24 @@ class AwsKmsKeyWrapper:
             await self.close()
             raise
 
+    async def mechanism_of(self, version: int) -> str:
+        """See KeyWrapper.mechanism_of."""
+        self._require_known(version)
+        return MECHANISM
+
     async def wrap(
-        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+        self,
+        data_key: bytes | bytearray,
+        context: bytes,
+        *,
+        version: int | None = None,
+        reference: str = "",
     ) -> WrappedKey:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long or a
         context over 5,000 bytes, KeyMissing, ConfigurationError, Unavailable.
         """
         check_data_key(data_key)
-        arn = self._known_arn()
+        arn = self._require_known(version)
         bound = self._bound(context)
         # A copy, since the caller may wipe its own as soon as it is cancelled.
         copy = bytearray(data_key)
@@ -122,9 +132,7 @@ class AwsKmsKeyWrapper:
         """See KeyWrapper.unwrap. Raises ValueError for a context over 5,000 bytes."""
         bound = self._bound(context)
         check_made_by(wrapped, self.name, (MECHANISM,))
-        if wrapped.key_version != VERSION:
-            raise KeyMissing(f"A KMS key has one version here, {VERSION}.")
-        arn = self._known_arn()
+        arn = self._require_known(wrapped.key_version)
         made_by, ciphertext = unpack(wrapped.blob)
         if made_by != arn:
             # Not asked of KMS: else whoever writes rows could name a key of their own.
@@ -155,11 +163,13 @@ class AwsKmsKeyWrapper:
                 extractable=False,
                 never_extractable=local,
                 local=local,
+                mechanism=MECHANISM,
             )
         ]
 
-    async def check(self) -> None:
+    async def check(self, version: int | None = None) -> None:
         """See KeyWrapper.check. Raises KeyMissing, ConfigurationError, Unavailable."""
+        self._require_known(version)
         await self._check(self._options.deadline_s)
 
     async def close(self) -> None:
@@ -199,6 +209,12 @@ class AwsKmsKeyWrapper:
                 self._uri.region, self._options, endpoint_url=self._endpoint_url
             )
         return self._client
+
+    def _require_known(self, version: int | None) -> str:
+        """The key's ARN, for the version that there is."""
+        if version not in (None, VERSION):
+            raise KeyMissing(f"A KMS key has one version here, {VERSION}.")
+        return self._known_arn()
 
     def _known_arn(self) -> str:
         if self._arn is None:

@@ -57,9 +57,10 @@ class _Wrapping:
         match frame.kind:
             case Kind.WRAP:
                 wrap = wire.parse_wrap(frame.payload)
-                return wire.wrapped_answer(
-                    number, await self.backend.wrap(bytearray(wrap.data_key), wrap.context)
+                wrapped = await self.backend.wrap(
+                    bytearray(wrap.data_key), wrap.context, version=wrap.version
                 )
+                return wire.wrapped_answer(number, wrapped)
             case Kind.UNWRAP:
                 unwrap = wire.parse_unwrap(frame.payload)
                 opened = await self.backend.unwrap(unwrap.wrapped, unwrap.context)
@@ -70,7 +71,7 @@ class _Wrapping:
             case Kind.VERSIONS:
                 return wire.listed_answer(number, await self.backend.versions())
             case Kind.CHECK:
-                await self.backend.check()
+                await self.backend.check(wire.parse_check(frame.payload).version)
                 return wire.done(number)
             case _:
                 raise Malformed("a master key does not do that")

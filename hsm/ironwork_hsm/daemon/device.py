@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import Final, Protocol
 
 from ironwork_hsm.daemon.hardening import overwriting
@@ -237,7 +236,7 @@ class Device:
                 future.set_result(error_in(answer))
 
         try:
-            self._link.request(partial(wire.plain, Kind.CHECK), answered)
+            self._link.request(wire.check, answered)
         except HsmError as error:
             return error
         return await future

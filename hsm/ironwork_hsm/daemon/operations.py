@@ -12,11 +12,12 @@ import logging
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Final
 
 from ironwork_audit import EVENT, INTENT, OUTCOME, Event, FieldRefused
@@ -158,7 +159,7 @@ class Operations:
                 device.replace(error)
 
         event = self._event(_OWN, "hsm.probe", "", device, _known(device))
-        request = bytearray(wire.plain(Kind.CHECK, 0))
+        request = bytearray(wire.check(0))
         operation = _Operation(event, device, request, 0, answered)
         self._begin(operation)
 
@@ -220,7 +221,8 @@ class Operations:
             case Kind.WRAP:
                 wrap = wire.parse_wrap(frame.payload)
                 device = self._devices[0]
-                details = _known(device) | {"context_sha256": sha256(wrap.context).hexdigest()}
+                details = _known(device, wrap.version)
+                details["context_sha256"] = sha256(wrap.context).hexdigest()
                 return self._event(peer, "hsm.wrap", wrap.reference, device, details), device
             case Kind.SIGN:
                 sign = wire.parse_sign(frame.payload)
@@ -229,11 +231,15 @@ class Operations:
                 details = {"backend": self._signer.name}
                 event = self._event(peer, "hsm.sign", sign.reference, self._signer, details)
                 return event, self._signer
-            case Kind.CHECK | Kind.VERSIONS:
+            case Kind.CHECK:
+                check = wire.parse_check(frame.payload)
+                device = self._devices[0]
+                details = _known(device, check.version)
+                return self._event(peer, "hsm.probe", check.reference, device, details), device
+            case Kind.VERSIONS:
                 reference = wire.parse_plain(frame.payload)
                 device = self._devices[0]
-                operation = "hsm.probe" if frame.kind is Kind.CHECK else "hsm.list"
-                return self._event(peer, operation, reference, device, _known(device)), device
+                return self._event(peer, "hsm.list", reference, device, _known(device)), device
             case _:
                 raise Malformed("a client does not send this")
 
@@ -281,7 +287,8 @@ class Operations:
 
     def _answered(self, operation: _Operation, intent: int, answer: Frame | HsmError) -> None:
         error = error_in(answer)
-        self._record.submit([_outcome(operation.event, intent, error)], _lost)
+        outcome = _outcome(operation.event, intent, error, _wrapped_with(answer))
+        self._record.submit([outcome], _lost)
         if isinstance(answer, HsmError):
             data = wire.failed(operation.number, answer)
         else:
@@ -355,16 +362,37 @@ def over_rate() -> Busy:
     return Busy("This user asks for more operations than it may; try again later.")
 
 
-def _known(device: Device) -> dict[str, str | int]:
-    """What is known of the key that a device wraps with."""
+def _known(device: Device, version: int | None = None) -> dict[str, str | int]:
+    """What is known, before it is asked, of the version that a device is to use: one that a client
+    chose, or its newest.
+    """
     details: dict[str, str | int] = {"backend": device.name}
-    if device.info is not None and device.info.keys[0].version:
-        details["master_key_version"] = device.info.keys[0].version
-        details["mechanism"] = device.info.keys[0].mechanism
+    newest = device.info.keys[0] if device.info is not None else None
+    if version is not None:
+        details["master_key_version"] = version
+    if newest is not None and newest.version and version in (None, newest.version):
+        details["master_key_version"] = newest.version
+        details["mechanism"] = newest.mechanism
     return details
 
 
-def _outcome(intent_event: Event, intent: int, error: HsmError | None) -> Event:
+def _wrapped_with(answer: Frame | HsmError) -> dict[str, str | int]:
+    """What the device says that it has wrapped with."""
+    if isinstance(answer, HsmError) or answer.kind is not Kind.WRAPPED:
+        return {}
+    try:
+        wrapped = wire.parse_wrapped(answer.payload)
+    except Malformed:  # as the client will find
+        return {}
+    return {"master_key_version": wrapped.key_version, "mechanism": wrapped.mechanism}
+
+
+def _outcome(
+    intent_event: Event,
+    intent: int,
+    error: HsmError | None,
+    found: Mapping[str, str | int] = MappingProxyType({}),
+) -> Event:
     return Event(
         phase=OUTCOME,
         operation=intent_event.operation,
@@ -374,7 +402,7 @@ def _outcome(intent_event: Event, intent: int, error: HsmError | None) -> Event:
         peer=intent_event.peer,
         success=error is None,
         reason="" if error is None else reason_of(error),
-        details=intent_event.details,
+        details={**intent_event.details, **found},
         intent_index=intent,
     )
 

@@ -66,6 +66,8 @@ class Session(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._greeted = False
+        # What a client is told that speaks another version of the protocol.
+        self._other: ConfigurationError | None = None
         self._draining = False
         self._under_way = 0
         self._outgoing: list[bytes] = []
@@ -143,13 +145,14 @@ class Session(asyncio.BufferedProtocol):
         if self._draining or self._transport is None or self._peer is None:
             return
         if not self._greeted:
-            if frame.kind is not Kind.HELLO:
-                raise Malformed("a client greets first")
-            self._greeted = True
+            self._greet(frame)
+        if self._other is not None:
+            # Told of each request; the connection ends when it was not greeted in time.
+            self._answer_soon(wire.failed(frame.number, self._other))
+            return
         self._heard_at = self._loop.time()
         match frame.kind:
             case Kind.HELLO:
-                wire.check_hello(frame.payload)
                 self._tell(frame.number, self._peer, self._info)
             case Kind.STATUS:
                 wire.parse_plain(frame.payload)
@@ -160,6 +163,18 @@ class Session(asyncio.BufferedProtocol):
             case _:
                 self._under_way += 1
                 self._operations.take(self._peer, self._number, frame, self._answer)
+
+    def _greet(self, frame: Frame) -> None:
+        """The first frames of a connection. Raises Malformed."""
+        if frame.kind is Kind.HELLO:
+            try:
+                wire.check_hello(frame.payload)
+            except ConfigurationError as other:
+                self._other = other
+                return
+            self._greeted = True
+        elif self._other is None:
+            raise Malformed("a client greets first")
 
     def _tell(self, number: int, peer: Peer, build: Callable[[int], bytes]) -> None:
         """What is known without a device: bounded as what is asked of one."""

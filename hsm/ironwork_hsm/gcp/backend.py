@@ -74,7 +74,7 @@ class GcpKmsKeyWrapper:
         self._key = key
         self._options = options
         self._caller = Caller(options, channel=channel)
-        # The version that wrap uses; 0 until one is known. Grows, but for one that proved unusable.
+        # Google's primary version; 0 until it is known. Grows, but for one that proved unusable.
         self._current = 0
         self._unusable = 0
 
@@ -109,16 +109,29 @@ class GcpKmsKeyWrapper:
             await self.close()
             raise
 
+    async def mechanism_of(self, version: int) -> str:
+        """See KeyWrapper.mechanism_of. Google is not asked: whether it has such a version shows
+        when it is used.
+        """
+        _require_possible(version)
+        return MECHANISM
+
     async def wrap(
-        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+        self,
+        data_key: bytes | bytearray,
+        context: bytes,
+        *,
+        version: int | None = None,
+        reference: str = "",
     ) -> WrappedKey:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long or a
         context over 5,000 bytes, KeyMissing, ConfigurationError, Unavailable.
         """
         check_data_key(data_key)
-        version = self.current_version
-        associated = self._associated(version, context)
-        asked = version_name(self._key, version)
+        wanted = self.current_version if version is None else version
+        _require_possible(wanted)
+        associated = self._associated(wanted, context)
+        asked = version_name(self._key, wanted)
         plaintext = bytes(data_key)
         try:
             used, ciphertext = await self._caller.call(
@@ -128,11 +141,12 @@ class GcpKmsKeyWrapper:
             )
         except VersionUnusable:
             # The next check asks Google which version is primary now.
-            self._unusable = version
+            self._unusable = wanted
             raise
         if used != asked or not 1 <= len(ciphertext) <= MAX_CIPHERTEXT_BYTES:
             raise Unavailable("Google Cloud KMS answered for another key than it was asked for.")
-        return WrappedKey(self.name, version, MECHANISM, _LAYOUT + ciphertext)
+        self._current = max(self._current, wanted)
+        return WrappedKey(self.name, wanted, MECHANISM, _LAYOUT + ciphertext)
 
     async def unwrap(
         self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
@@ -180,9 +194,9 @@ class GcpKmsKeyWrapper:
         ]
         return sorted(found, key=lambda version: version.version)
 
-    async def check(self) -> None:
+    async def check(self, version: int | None = None) -> None:
         """See KeyWrapper.check. Raises KeyMissing, ConfigurationError, Unavailable."""
-        await self._check(self._options.deadline_s)
+        await self._check(self._options.deadline_s, version)
 
     async def create_version(self) -> KeyVersion:
         """See KeyCreator.create_version: a new version, made primary. The key itself must be there:
@@ -222,8 +236,7 @@ class GcpKmsKeyWrapper:
             raise ConfigurationError("Google Cloud KMS has roles and no PIN; leave it out.")
         if version == self._current:
             raise ConfigurationError("The current version cannot be destroyed; rotate first.")
-        if not 1 <= version <= MAX_VERSION:
-            raise KeyMissing("The master key cannot have such a version.")
+        _require_possible(version)
         destroyed = version_name(self._key, version)
         await self._caller.call(
             lambda client, timeout: client.destroy_crypto_key_version(
@@ -237,11 +250,13 @@ class GcpKmsKeyWrapper:
         """Close the channel; calls on their way get Unavailable. A second call does nothing."""
         await self._caller.close()
 
-    async def _check(self, deadline_s: float) -> None:
+    async def _check(self, deadline_s: float, version: int | None = None) -> None:
+        if version is not None:
+            _require_possible(version)
+        # The key's own name is its primary version, which is learnt by the way.
+        asked = self._key if version is None else version_name(self._key, version)
         used, ciphertext = await self._caller.call(
-            lambda client, timeout: encrypt(
-                client, self._key, CANARY, CANARY_CONTEXT, timeout=timeout
-            ),
+            lambda client, timeout: encrypt(client, asked, CANARY, CANARY_CONTEXT, timeout=timeout),
             deadline_s=deadline_s,
         )
         opened = await self._caller.call(
@@ -250,10 +265,17 @@ class GcpKmsKeyWrapper:
             ),
             deadline_s=deadline_s,
         )
-        primary = version_of(self._key, used)
-        if primary is None or not hmac.compare_digest(opened, CANARY) or CANARY in ciphertext:
+        proven = version_of(self._key, used)
+        other = version is not None and proven != version
+        if (
+            proven is None
+            or other
+            or not hmac.compare_digest(opened, CANARY)
+            or CANARY in ciphertext
+        ):
             raise Unavailable("Google Cloud KMS does not decrypt what it has just encrypted.")
-        self._learn(primary)
+        if version is None:
+            self._learn(proven)
 
     async def _generated(self, made: CryptoKeyVersion) -> None:
         """Wait until a version has been generated; in an HSM that takes a moment."""
@@ -293,6 +315,7 @@ class GcpKmsKeyWrapper:
             extractable=False,
             never_extractable=local,
             local=local,
+            mechanism=MECHANISM,
         )
 
     def _associated(self, version: int, context: bytes) -> bytes:
@@ -306,6 +329,11 @@ class GcpKmsKeyWrapper:
         if self._current == self._unusable:
             self._current = version
         self._current = max(self._current, version)
+
+
+def _require_possible(version: int) -> None:
+    if not 1 <= version <= MAX_VERSION:
+        raise KeyMissing("The master key cannot have such a version.")
 
 
 async def open_gcp_kms(

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pkcs11 import Mechanism
@@ -99,19 +99,16 @@ class _Lane:
 
 
 class Pkcs11KeyWrapper:
-    """Implements KeyWrapper, KeyCreator, VersionChooser, VersionDestroyer and Recoverable. Made by
-    open_pkcs11.
-    """
+    """Implements KeyWrapper, KeyCreator, VersionDestroyer and Recoverable. Made by open_pkcs11."""
 
     def __init__(self, uri: Pkcs11Uri, options: BackendOptions) -> None:
         self._uri = uri
         self._name = uri.name
         self._options = options
-        # The version that wraps and its kind of key: the greatest known, until one is chosen.
-        # Written by the loop's thread alone, as is the ladder.
+        # The greatest version known, and each one's kind of key. Written by the loop's thread
+        # alone, as is the ladder.
         self._current = 0
-        self._kind = KeyKind.AES
-        self._chosen = False
+        self._kinds: dict[int, KeyKind] = {}
         self._ladder = Ladder(uri.mechanism)
         self._known = KnownVersions()
         # Held by the lane that generates a key.
@@ -137,10 +134,14 @@ class Pkcs11KeyWrapper:
 
     @property
     def mechanism(self) -> str:
-        """What wrap uses, and check tries until it has worked once. Raises ConfigurationError
-        where the current version's key cannot do the pinned mechanism.
+        """What wrap uses with the current version, and check tries until it has worked once. Raises
+        ConfigurationError where that key cannot do the pinned mechanism.
         """
-        return self._ladder.rung(self._kind).mechanism
+        return self._ladder.rung(self._kinds.get(self._current, KeyKind.AES)).mechanism
+
+    async def mechanism_of(self, version: int) -> str:
+        """See KeyWrapper.mechanism_of."""
+        return (await self._rung_of(version)).mechanism
 
     async def start(self) -> None:
         """Open the lanes and look at the keys. Closes again what it opened where it fails."""
@@ -153,25 +154,30 @@ class Pkcs11KeyWrapper:
             raise
 
     async def wrap(
-        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+        self,
+        data_key: bytes | bytearray,
+        context: bytes,
+        *,
+        version: int | None = None,
+        reference: str = "",
     ) -> WrappedKey:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long or a
         context over 64 KiB, KeyMissing, Unavailable.
         """
         check_data_key(data_key)
         check_context(context, MAX_CONTEXT_BYTES)
-        version = self.current_version
-        chosen = self._ladder.rung(self._kind)
-        bound = self._bound(version, chosen, context)
         # A copy, since the caller may wipe its own as soon as it is cancelled.
         copy = bytearray(data_key)
         try:
+            used = self.current_version if version is None else version
+            chosen = await self._rung_of(used)
+            bound = self._bound(used, chosen, context)
             blob = await self._run(
-                lambda lane: chosen.wrap(lane.key(version, chosen.kind), copy, bound)
+                lambda lane: chosen.wrap(lane.key(used, chosen.kind), copy, bound)
             )
         finally:
             wipe(copy)
-        return WrappedKey(self._name, version, chosen.mechanism, blob)
+        return WrappedKey(self._name, used, chosen.mechanism, blob)
 
     async def unwrap(
         self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
@@ -196,17 +202,17 @@ class Pkcs11KeyWrapper:
 
     async def _list_versions(self, deadline_s: float) -> Sequence[KeyVersion]:
         found = await self._run(_search, deadline_s=deadline_s)
-        if found:
-            self._learn(found[-1])
-        return [master.description for master in found]
+        for master in found:
+            self._learn(master)
+        return [self._described(master) for master in found]
 
-    async def check(self) -> None:
+    async def check(self, version: int | None = None) -> None:
         """See KeyWrapper.check. Raises KeyMissing, MechanismRefused, ConfigurationError,
         Unavailable.
         """
-        version = self.current_version
-        tried = self._ladder.rung(self._kind)
-        trial = await self._run(lambda lane: lane.try_rung(tried, version))
+        used = self.current_version if version is None else version
+        tried = await self._rung_of(used)
+        trial = await self._run(lambda lane: lane.try_rung(tried, used))
         self._ladder.settle(tried, trial)
         if trial is not Trial.WORKS:
             raise Unavailable("The HSM does not decrypt what it has just encrypted.")
@@ -222,21 +228,14 @@ class Pkcs11KeyWrapper:
         """See KeyCreator.create_version."""
         created = await self._run(self._create_next, deadline_s=self._options.slow_deadline_s)
         self._learn(created)
-        return created.description
-
-    async def choose_version(self, version: int) -> None:
-        """See VersionChooser.choose_version."""
-        if self._chosen and version == self._current:
-            return
-        found = await self._run(lambda lane: lane.master(version))
-        self._current, self._kind, self._chosen = version, found.kind, True
+        return self._described(created)
 
     async def destroy_version(self, version: int, *, admin_pin_source: str) -> None:
         """See VersionDestroyer.destroy_version, and destroy.py for what the device enforces. No
         other operation may be under way, nor anything else of this process use the token.
         """
         if version == self.current_version:
-            raise ConfigurationError(f"Version {version} wraps; it is not destroyed.")
+            raise ConfigurationError(f"Version {version} is the newest; it is not destroyed.")
         admin_pin = pin_source(admin_pin_source)
         # The token takes the security officer only while this process has no session there.
         await self._lanes.close(deadline_s=self._options.deadline_s)
@@ -273,9 +272,23 @@ class Pkcs11KeyWrapper:
             name=self._name, version=version, mechanism=chosen.mechanism, context=context
         )
 
+    async def _rung_of(self, version: int) -> Rung:
+        """What wraps with a version. Raises KeyMissing, ConfigurationError, Unavailable."""
+        if version not in self._kinds:
+            self._kinds[version] = (await self._run(lambda lane: lane.master(version))).kind
+        return self._ladder.rung(self._kinds[version])
+
     def _learn(self, found: MasterKey) -> None:
-        if not self._chosen and found.description.version > self._current:
-            self._current, self._kind = found.description.version, found.kind
+        version = found.description.version
+        self._kinds[version] = found.kind
+        self._current = max(self._current, version)
+
+    def _described(self, master: MasterKey) -> KeyVersion:
+        try:
+            mechanism = self._ladder.rung(master.kind).mechanism
+        except ConfigurationError:  # the pinned one needs a key of another kind
+            mechanism = ""
+        return replace(master.description, mechanism=mechanism)
 
     def _new_lanes(self) -> Lanes[_Lane]:
         return Lanes(

@@ -11,7 +11,7 @@ from ironwork_hsm.interface import BackendOptions, ConfigurationError, HsmError,
 from ironwork_hsm.lanes import keep
 from ironwork_hsm.remote import wire
 from ironwork_hsm.remote.codec import Malformed
-from ironwork_hsm.remote.link import Link
+from ironwork_hsm.remote.link import GoneAway, Link
 from ironwork_hsm.remote.place import folder_owner, peer_of
 from ironwork_hsm.remote.wire import Frame, Info, Kind
 
@@ -47,6 +47,13 @@ class Connection:
             return await self._ask(
                 link, wire.hello, Kind.INFO, wire.parse_info, discard=keep, deadline_s=seconds
             )
+        except GoneAway:
+            await self.close()
+            raise Unavailable(
+                f"The HSM process at {self._path} ended the connection at its greeting: it refuses"
+                " this user, is ending, or is of an older release than this one; both need the"
+                " same."
+            ) from None
         except BaseException:
             await self.close()
             raise

@@ -21,6 +21,10 @@ class TimedOut(Unavailable):
     """The peer did not answer a request within its deadline."""
 
 
+class GoneAway(Unavailable):
+    """The connection ended before a request was answered."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     due: float
@@ -114,7 +118,7 @@ class Link(asyncio.BufferedProtocol):
             self._timer.cancel()
         waiting, self._waiting = self._waiting, {}
         for one in waiting.values():
-            one.answered(Unavailable("The HSM process went away before it answered."))
+            one.answered(GoneAway("The HSM process went away before it answered."))
         self._on_lost()
 
     # --- inside

@@ -5,6 +5,9 @@ A frame is a length (4 bytes, of what follows), a kind (1), a number (4) and fie
 number of fields: a frame either is exactly one message or is refused (Malformed), and whoever sent
 it is cut off. A client numbers its requests, and the answer to each carries the same number;
 answers come in any order.
+
+Both ends are of one release. What stays the same in every version of the protocol is the frame, the
+HELLO with its one field, and FAILED, so that each can tell the other that it speaks another one.
 """
 
 import struct
@@ -38,7 +41,8 @@ from ironwork_hsm.remote.codec import (
     read_text,
 )
 
-GREETING: Final = b"ironwork-hsm/1"
+_PROTOCOL: Final = b"ironwork-hsm/"
+GREETING: Final = _PROTOCOL + b"2"
 DATA_KEY_BYTES: Final = 32
 MAX_CONTEXT_BYTES: Final = 65536
 MAX_BLOB_BYTES: Final = 8192
@@ -49,6 +53,7 @@ MAX_VERSION: Final = 2**32 - 1
 MAX_ERROR_BYTES: Final = 1024
 MAX_KEYS: Final = 16
 MAX_VERSIONS: Final = 200
+_LISTED_FIELDS: Final = 4
 MAX_STATUS_BYTES: Final = 32768
 MAX_SIGNATURE_BYTES: Final = 256
 MAX_PUBLIC_KEY_BYTES: Final = 256
@@ -102,11 +107,20 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Wrap:
-    """A request to wrap 32 bytes."""
+    """A request to wrap 32 bytes. version: None for the device's newest."""
 
     reference: str
     data_key: memoryview = field(repr=False)
     context: bytes
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A request for a round trip. version: None for the device's newest."""
+
+    reference: str
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,19 +200,34 @@ def parse_body(body: memoryview) -> Frame:
     return Frame(kind, number, body[HEAD_BYTES:])
 
 
-def wrap(number: int, data_key: Buffer, context: bytes, reference: str) -> bytes:
+def wrap(
+    number: int, data_key: Buffer, context: bytes, reference: str, version: int | None = None
+) -> bytes:
     """A WRAP frame."""
-    return frame(Kind.WRAP, number, reference.encode("ascii"), data_key, context)
+    return frame(
+        Kind.WRAP, number, reference.encode("ascii"), _chosen_field(version), data_key, context
+    )
 
 
 def parse_wrap(payload: memoryview) -> Wrap:
     """Raises Malformed."""
-    reference, data_key, context = read_fields(
-        payload, MAX_REFERENCE_BYTES, DATA_KEY_BYTES, MAX_CONTEXT_BYTES
+    reference, version, data_key, context = read_fields(
+        payload, MAX_REFERENCE_BYTES, NUMBER.size, DATA_KEY_BYTES, MAX_CONTEXT_BYTES
     )
     if len(data_key) != DATA_KEY_BYTES:
         raise Malformed("a data key has another length")
-    return Wrap(_reference(reference), data_key, bytes(context))
+    return Wrap(_reference(reference), data_key, bytes(context), _chosen(version))
+
+
+def check(number: int, reference: str = "", version: int | None = None) -> bytes:
+    """A CHECK frame."""
+    return frame(Kind.CHECK, number, reference.encode("ascii"), _chosen_field(version))
+
+
+def parse_check(payload: memoryview) -> Check:
+    """Raises Malformed."""
+    reference, version = read_fields(payload, MAX_REFERENCE_BYTES, NUMBER.size)
+    return Check(_reference(reference), _chosen(version))
 
 
 def unwrap(number: int, wrapped: WrappedKey, context: bytes, reference: str) -> bytes:
@@ -242,7 +271,7 @@ def parse_sign(payload: memoryview) -> Sign:
 
 
 def plain(kind: Kind, number: int, reference: str = "") -> bytes:
-    """A VERSIONS, CHECK or STATUS frame."""
+    """A VERSIONS or STATUS frame."""
     return frame(kind, number, reference.encode("ascii"))
 
 
@@ -258,10 +287,13 @@ def hello(number: int) -> bytes:
 
 
 def check_hello(payload: memoryview) -> None:
-    """Raises Malformed, also for another version of the protocol."""
+    """Raises Malformed, and ConfigurationError for another version of the protocol."""
     (greeting,) = read_fields(payload, 64)
-    if bytes(greeting) != GREETING:
-        raise Malformed("the peer speaks another version of the protocol")
+    if bytes(greeting) == GREETING:
+        return
+    if not bytes(greeting).startswith(_PROTOCOL):
+        raise Malformed("a greeting is of another protocol")
+    raise other_release()
 
 
 def wrapped_answer(number: int, wrapped: WrappedKey) -> bytes:
@@ -301,16 +333,19 @@ def listed_answer(number: int, versions: Sequence[KeyVersion]) -> bytes:
             NUMBER.pack(version.version),
             bytes((flags,)),
             version.label.encode("utf-8")[:MAX_NAME_BYTES],
+            version.mechanism.encode("ascii"),
         )
     return frame(Kind.LISTED, number, *fields)
 
 
 def parse_listed(payload: memoryview) -> list[KeyVersion]:
     """Raises Malformed."""
-    fields = read_many(payload, MAX_NAME_BYTES, MAX_VERSIONS * 3)
-    if len(fields) % 3:
+    fields = read_many(payload, MAX_NAME_BYTES, MAX_VERSIONS * _LISTED_FIELDS)
+    if len(fields) % _LISTED_FIELDS:
         raise Malformed("a list of versions is not whole")
-    return [_version(*fields[at : at + 3]) for at in range(0, len(fields), 3)]
+    return [
+        _version(*fields[at : at + _LISTED_FIELDS]) for at in range(0, len(fields), _LISTED_FIELDS)
+    ]
 
 
 def signed_answer(number: int, signature: bytes) -> bytes:
@@ -385,6 +420,14 @@ def parse_failed(payload: memoryview) -> HsmError:
     return _error(code, text)
 
 
+def other_release() -> ConfigurationError:
+    """What both ends say where the other speaks another version of this protocol."""
+    return ConfigurationError(
+        "The HSM process and its client speak different versions of their protocol: install the"
+        " same release of Ironwork for both, and restart both."
+    )
+
+
 _WRAPPED_LIMITS: Final = (MAX_NAME_BYTES, NUMBER.size, MAX_MECHANISM_BYTES, MAX_BLOB_BYTES)
 
 
@@ -407,8 +450,24 @@ def _wrapped(fields: Sequence[memoryview]) -> WrappedKey:
     return wrapped
 
 
-def _version(number: memoryview, flags: memoryview, label: memoryview) -> KeyVersion:
-    if len(flags) != 1 or flags[0] > 15:
+def _chosen_field(version: int | None) -> bytes:
+    """A version that a client chooses; empty for none."""
+    return b"" if version is None else NUMBER.pack(version)
+
+
+def _chosen(value: memoryview) -> int | None:
+    if not len(value):
+        return None
+    version = read_integer(value)
+    if not version:
+        raise Malformed("versions count from 1")
+    return version
+
+
+def _version(
+    number: memoryview, flags: memoryview, label: memoryview, mechanism: memoryview
+) -> KeyVersion:
+    if len(flags) != 1 or flags[0] > 15 or len(mechanism) > MAX_MECHANISM_BYTES:
         raise Malformed("a version's attributes are unknown")
     return KeyVersion(
         version=read_integer(number),
@@ -417,6 +476,7 @@ def _version(number: memoryview, flags: memoryview, label: memoryview) -> KeyVer
         extractable=bool(flags[0] & 2),
         never_extractable=bool(flags[0] & 4),
         local=bool(flags[0] & 8),
+        mechanism=read_text(mechanism, "ascii"),
     )
 
 

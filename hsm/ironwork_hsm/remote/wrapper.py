@@ -11,6 +11,7 @@ from ironwork_hsm.checks import check_context, check_data_key
 from ironwork_hsm.interface import (
     BackendOptions,
     BlobRejected,
+    ConfigurationError,
     KeyMissing,
     KeyVersion,
     MechanismRefused,
@@ -32,6 +33,8 @@ class RemoteKeyWrapper:
         self._names = frozenset(key.name for key in info.keys)
         self._version = 0
         self._mechanism = ""
+        # Of each version that was heard of.
+        self._mechanisms: dict[int, str] = {}
         self._learn(info)
 
     @property
@@ -56,23 +59,44 @@ class RemoteKeyWrapper:
     def mechanism(self) -> str:
         return self._mechanism
 
+    async def mechanism_of(self, version: int) -> str:
+        """See KeyWrapper.mechanism_of."""
+        if version not in self._mechanisms:
+            await self.versions()
+        if version not in self._mechanisms:
+            raise KeyMissing(f"The HSM process' token holds no version {version} of `{self._name}`")
+        if not self._mechanisms[version]:
+            raise ConfigurationError(
+                f"Version {version} of `{self._name}` is of another kind than the mechanism that"
+                " is pinned needs."
+            )
+        return self._mechanisms[version]
+
     async def wrap(
-        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+        self,
+        data_key: bytes | bytearray,
+        context: bytes,
+        *,
+        version: int | None = None,
+        reference: str = "",
     ) -> WrappedKey:
         """See KeyWrapper.wrap. Raises ValueError for a data key that is not 32 bytes long, a
         context over 64 KiB or a reference that is none; KeyMissing, Unavailable.
         """
+        _require_possible(version)
         check_data_key(data_key)
         _check(context, reference)
         wrapped = await self._connection.call(
-            lambda number: wire.wrap(number, data_key, context, reference),
+            lambda number: wire.wrap(number, data_key, context, reference, version),
             Kind.WRAPPED,
             wire.parse_wrapped,
         )
-        if wrapped.backend != self._name:
+        used = wrapped.key_version
+        if wrapped.backend != self._name or version not in (None, used):
             raise Unavailable("The HSM process wraps under another master key than it said.")
-        # Another version was created since: it is current.
-        self._version, self._mechanism = wrapped.key_version, wrapped.mechanism
+        self._mechanisms[used] = wrapped.mechanism
+        if used >= self._version:  # another one was created since
+            self._version, self._mechanism = used, wrapped.mechanism
         return wrapped
 
     async def unwrap(
@@ -97,22 +121,26 @@ class RemoteKeyWrapper:
             lambda number: wire.plain(Kind.VERSIONS, number), Kind.LISTED, wire.parse_listed
         )
         self._learn(await self._connection.hello())
+        self._mechanisms.update({version.version: version.mechanism for version in found})
         return found
 
-    async def check(self) -> None:
+    async def check(self, version: int | None = None) -> None:
         """See KeyWrapper.check."""
-        await self.check_within(None)
+        _require_possible(version)
+        await self.check_within(None, version)
 
-    async def check_within(self, deadline_s: float | None) -> None:
+    async def check_within(self, deadline_s: float | None, version: int | None = None) -> None:
         """check, with another deadline for each of its two requests."""
         try:
             await self._connection.call(
-                lambda number: wire.plain(Kind.CHECK, number),
+                lambda number: wire.check(number, version=version),
                 Kind.DONE,
                 wire.check_done,
                 deadline_s=deadline_s,
             )
         except MechanismRefused:
+            # Of every version of that kind: asked for anew where they are needed.
+            self._mechanisms.clear()
             self._learn(await self._connection.hello(deadline_s=deadline_s))
             raise
         self._learn(await self._connection.hello(deadline_s=deadline_s))
@@ -126,6 +154,7 @@ class RemoteKeyWrapper:
             raise Unavailable("The HSM process wraps under another master key than it said.")
         if first.mechanism:
             self._version, self._mechanism = first.version, first.mechanism
+            self._mechanisms[first.version] = first.mechanism
 
 
 async def open_unix(uri: str, *, allow_missing: bool, options: BackendOptions) -> RemoteKeyWrapper:
@@ -145,6 +174,11 @@ async def open_unix(uri: str, *, allow_missing: bool, options: BackendOptions) -
         await connection.close()
         raise
     return wrapper
+
+
+def _require_possible(version: int | None) -> None:
+    if version is not None and not 1 <= version <= wire.MAX_VERSION:
+        raise KeyMissing("The master key cannot have such a version.")
 
 
 def _check(context: bytes, reference: str) -> None:

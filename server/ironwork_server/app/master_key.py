@@ -175,7 +175,9 @@ async def rewrap(
         )
         target = await rewrapper.target()
         rows = [
-            one for one in await open_.store.wrappings() if (one.backend, one.version) != target
+            one
+            for one in await open_.store.wrappings()
+            if (one.backend, one.version) != (target.backend, target.version)
         ]
         begin(sum(one.rows for one in rows))
         return await rewrapper.run()

@@ -130,6 +130,9 @@ class MeteredStore:
     async def switched_version(self, backend: str) -> int | None:
         return await self._told("switched_version", self._store.switched_version(backend))
 
+    async def first_version(self, backend: str, newest: int) -> int:
+        return await self._told("first_version", self._store.first_version(backend, newest))
+
     async def check(self) -> None:
         await self._told("check", self._store.check())
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ from ironwork_server.app.witness import Shown, show_to_witnesses
 from ironwork_server.core.errors import IronworkError, Unavailable
 from ironwork_server.core.meter import Meter
 from ironwork_server.core.names import PageTokens
-from ironwork_server.core.ports import HeadStore
+from ironwork_server.core.ports import HeadStore, Journal, KeyStore
 from ironwork_server.core.routes import RouteTable
 from ironwork_server.custody.add_key import KeyAdder
 from ironwork_server.custody.checkpoints import ATTEMPT_DEADLINE_S, Checkpointer
@@ -47,6 +47,7 @@ from ironwork_server.custody.read_audit import AuditFollower, AuditLister, Audit
 from ironwork_server.custody.settle import Settler
 from ironwork_server.custody.use_key import KeyUser
 from ironwork_server.custody.vault import Vault
+from ironwork_server.custody.versions import follow
 from ironwork_server.journal import FileJournal, JournalError, Witnesses
 from ironwork_server.rpc.audit_service import AuditService
 from ironwork_server.rpc.chain import Chain
@@ -139,13 +140,11 @@ async def _start(
     await stack.enter_async_context(records.running())
     policy = await watch_policy(stack, settings, records)
     tls = await watch_tls(stack, settings, records, meter, check_tls)
+    store = MeteredStore(opened, meter)
     wrappers = [await _open_wrapper(stack, uri) for uri in settings.master_key.uris]
     for wrapper in wrappers:
         check_master_key(wrapper)
-    probe = MasterKeyProbe(wrappers, journal, meter=meter)
-    await probe.check()
-    store = MeteredStore(opened, meter)
-    hsm = HsmState(probe)
+    hsm = await _prove(wrappers, journal, store, meter)
     await in_background(stack, hsm.run())
     vault = Vault(
         wrappers,
@@ -286,6 +285,18 @@ async def _open_wrapper(stack: AsyncExitStack, uri: str) -> KeyWrapper:
     wrapper = await open_backend(uri, allow_missing=True)
     stack.push_async_callback(wrapper.close)
     return wrapper
+
+
+async def _prove(
+    wrappers: Sequence[KeyWrapper], journal: Journal, store: KeyStore, meter: Meter
+) -> HsmState:
+    """A round trip with each. What the first one then wraps with is in force until a rotation, also
+    where newer versions are made.
+    """
+    probe = MasterKeyProbe(wrappers, journal, store, meter=meter)
+    await probe.check()
+    await follow(wrappers[0], store)
+    return HsmState(probe)
 
 
 def _data_key_cache(stack: AsyncExitStack, settings: Settings) -> DataKeyCache | None:

@@ -135,6 +135,11 @@ class KeyStore(Protocol):
         before each wrap, so that a rotation holds for every process at once.
         """
 
+    async def first_version(self, backend: str, newest: int) -> int:
+        """The version that is switched on. Where none ever was, one is in this transaction: the
+        greatest of this backend's that wraps something, else the device's newest.
+        """
+
     async def check(self) -> None:
         """A cheap read that shows that the store answers; for health."""
 
@@ -147,6 +152,8 @@ class WrapStore(Protocol):
     async def pepper(self) -> WrappedKey | None: ...
 
     async def switched_version(self, backend: str) -> int | None: ...
+
+    async def first_version(self, backend: str, newest: int) -> int: ...
 
     async def wrappings(self) -> Sequence[Wrapping]:
         """Every version that wraps something, is switched on or was retired."""

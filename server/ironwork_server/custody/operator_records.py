@@ -12,6 +12,7 @@ from ironwork_hsm import MAX_TRIALS, HsmError, KeyWrapper, MechanismRefused
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, AuditReference, Phase
 from ironwork_server.custody.vault import map_hsm_error
+from ironwork_server.custody.versions import wraps_with
 
 T = TypeVar("T")
 Details = Mapping[str, str | int]
@@ -133,21 +134,14 @@ async def recorded(
     return result
 
 
-async def prove(wrapper: KeyWrapper, records: OperatorRecords) -> None:
-    """A round trip with the version and the mechanism that wrapper wraps with, and one more for
-    each mechanism that its device refuses. Errors: HsmError, Unavailable.
+async def prove(wrapper: KeyWrapper, records: OperatorRecords, version: int | None = None) -> None:
+    """A round trip with this version (its newest without one), and one more for each mechanism that
+    its device refuses. Errors: HsmError, Unavailable.
     """
     for _ in range(MAX_TRIALS):
-        operation = Operation(
-            "hsm.probe",
-            {
-                "backend": wrapper.name,
-                "master_key_version": wrapper.current_version,
-                "mechanism": wrapper.mechanism,
-            },
-        )
+        operation = Operation("hsm.probe", (await wraps_with(wrapper, version)).details)
         try:
-            await recorded(records, operation, wrapper.check, lambda _: {})
+            await recorded(records, operation, lambda: wrapper.check(version), lambda _: {})
         except MechanismRefused:
             continue
         return

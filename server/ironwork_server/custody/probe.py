@@ -17,7 +17,8 @@ from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, Phase
 from ironwork_server.custody.uninterrupted import uninterrupted
-from ironwork_server.custody.vault import map_hsm_error, wraps_with
+from ironwork_server.custody.vault import map_hsm_error
+from ironwork_server.custody.versions import SwitchedVersions, wraps_with
 
 log = logging.getLogger(__name__)
 
@@ -26,23 +27,32 @@ class MasterKeyProbe:
     """For start-up, and for health while an HSM is failing; never on a timer while all is well."""
 
     def __init__(
-        self, wrappers: Sequence[KeyWrapper], journal: Journal, *, meter: Meter = SILENT
+        self,
+        wrappers: Sequence[KeyWrapper],
+        journal: Journal,
+        store: SwitchedVersions,
+        *,
+        meter: Meter = SILENT,
     ) -> None:
+        """wrappers: the first wraps, with the version that is switched on in store."""
         self._wrappers = wrappers
+        self._store = store
         self._journal = journal
         self._meter = meter
         self._sick: Sequence[KeyWrapper] = ()
 
     async def check(self) -> None:
         """Wrap and unwrap once with each master key, and once more for each mechanism that its
-        HSM refuses. Every one is seen to; then the first one's error is raised. Errors:
-        Unavailable, DataLoss, HsmError for a configuration that cannot work.
+        HSM refuses; the first one with the version that is switched on. Every one is seen to; then
+        the first one's error is raised. Errors: Unavailable, DataLoss, HsmError for a configuration
+        that cannot work.
         """
+        switched = await self._store.switched_version(self._wrappers[0].name)
         sick: list[KeyWrapper] = []
         first: IronworkError | HsmError | None = None
         for wrapper in self._wrappers:
             try:
-                await self._settle(wrapper)
+                await self._settle(wrapper, switched if wrapper is self._wrappers[0] else None)
             except (IronworkError, HsmError) as error:
                 sick.append(wrapper)
                 first = first or error
@@ -67,28 +77,24 @@ class MasterKeyProbe:
             raise failed[0]
         return bool(recoverable)
 
-    async def _settle(self, wrapper: KeyWrapper) -> None:
+    async def _settle(self, wrapper: KeyWrapper, version: int | None) -> None:
+        tried = await wraps_with(wrapper, version)
         for _ in range(MAX_TRIALS):
-            refused = wrapper.mechanism
             try:
-                await self._check(wrapper)
+                await self._recorded("hsm.probe", tried.details, lambda: wrapper.check(version))
             except MechanismRefused:
+                refused, tried = tried, await wraps_with(wrapper, version)
                 log.warning(
                     "hsm.mechanism_refused",
                     extra={
                         "backend": wrapper.name,
-                        "mechanism": refused,
-                        "next_mechanism": wrapper.mechanism,
+                        "mechanism": refused.mechanism,
+                        "next_mechanism": tried.mechanism,
                     },
                 )
                 continue
             return
         raise map_hsm_error(MechanismRefused(""))
-
-    async def _check(self, wrapper: KeyWrapper) -> None:
-        # Once, since a refusal changes the mechanism before the outcome is written.
-        tried = wraps_with(wrapper)
-        await self._recorded("hsm.probe", tried, wrapper.check)
 
     async def _recorded(
         self,

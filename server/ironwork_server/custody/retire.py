@@ -65,5 +65,4 @@ async def destroy_version(
 
 
 async def _current(wrapper: KeyWrapper, store: WrapStore) -> int:
-    switched = await store.switched_version(wrapper.name)
-    return wrapper.current_version if switched is None else switched
+    return await store.first_version(wrapper.name, wrapper.current_version)

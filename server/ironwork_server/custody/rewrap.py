@@ -30,7 +30,7 @@ from ironwork_server.custody.operator_records import (
     prove,
 )
 from ironwork_server.custody.vault import map_hsm_error
-from ironwork_server.custody.versions import follow
+from ironwork_server.custody.versions import Wraps, follow, wraps_with
 
 # Rows that are under way at once: two records for each fit one append of the log.
 BATCH = 32
@@ -104,19 +104,20 @@ class Rewrapper:
         self._progress = progress
         self._sleep = sleep
 
-    async def target(self) -> tuple[str, int]:
-        """Backend and version that everything moves to. Errors: HsmError, Unavailable."""
-        await follow(self._to, self._store)
-        return self._to.name, self._to.current_version
+    async def target(self) -> Wraps:
+        """What everything moves to. Errors: HsmError, Unavailable."""
+        return await follow(self._to, self._store)
 
     async def run(self) -> Report:
         """One pass over everything that the current version does not wrap. A device that stops
         answering ends it; run it again. Errors: HsmError, Unavailable.
         """
-        _, version = await self.target()
-        await prove(self._to, self._records)
+        version = (await self.target()).version
+        await prove(self._to, self._records, version)
+        # Again, since that trial may have found the mechanism.
+        wraps = await wraps_with(self._to, version)
         report = Report()
-        await self._pepper(version, report)
+        await self._pepper(wraps, report)
         after = 0
         while True:
             began = time.monotonic()
@@ -129,14 +130,14 @@ class Rewrapper:
             )
             if not rows:
                 return report
-            await self._rows(rows, report)
+            await self._rows(rows, wraps, report)
             after = rows[-1].sequence
             self._progress(len(rows))
             await self._sleep(max(0.0, len(rows) / self._rate - (time.monotonic() - began)))
 
-    async def _rows(self, rows: Sequence[WrappedRow], report: Report) -> None:
+    async def _rows(self, rows: Sequence[WrappedRow], wraps: Wraps, report: Report) -> None:
         items = [self._item_of(row) for row in rows]
-        await self._rewrap(items)
+        await self._rewrap(items, wraps)
         swaps = [
             Swap(row.sequence, row.wrapped, item.new, item.new_copy)
             for row, item in zip(rows, items, strict=True)
@@ -147,21 +148,21 @@ class Rewrapper:
         report.overtaken += len(done) - sum(done)
         _count_failures(items, report)
 
-    async def _pepper(self, version: int, report: Report) -> None:
+    async def _pepper(self, wraps: Wraps, report: Report) -> None:
         kept = await self._store.pepper()
         if kept is None:
             return
         copy = await self._store.pepper_copy()
         copied = self._recipient is None or (copy and copy.recipient) == self._recipient.id
-        if copied and (kept.backend, kept.key_version) == (self._to.name, version):
+        if copied and (kept.backend, kept.key_version) == (wraps.backend, wraps.version):
             return
         item = self._item("the pepper", "", "", kept, pepper_context(), copy, purpose="pepper")
-        await self._rewrap([item])
+        await self._rewrap([item], wraps)
         if item.new is not None:
             report.pepper_moved = await self._store.swap_pepper(kept, item.new, item.new_copy)
         _count_failures([item], report)
 
-    async def _rewrap(self, items: Sequence[_Item]) -> None:
+    async def _rewrap(self, items: Sequence[_Item], wraps: Wraps) -> None:
         """Unwrap and wrap all; sets new or reason of each. Every operation between its records."""
         for item in items:
             item.reason = self._obstacle(item)
@@ -170,19 +171,19 @@ class Rewrapper:
             intents = await self._records.write(intents=[item.unwrapping for item in listed])
             await _all(self._unwrap(item) for item in listed)
             opened = [item for item in listed if not item.reason]
-            wrapping = [self._wrapping(item) for item in opened]
-            wraps = await self._records.write(
+            wrapping = [self._wrapping(item, wraps) for item in opened]
+            begun = await self._records.write(
                 [
                     _outcome(item, item.unwrapping, at)
                     for item, at in zip(listed, intents, strict=True)
                 ],
                 wrapping,
             )
-            await _all(self._wrap(item) for item in opened)
+            await _all(self._wrap(item, wraps.version) for item in opened)
             await self._records.write(
                 [
                     _outcome(item, operation, at)
-                    for item, operation, at in zip(opened, wrapping, wraps, strict=True)
+                    for item, operation, at in zip(opened, wrapping, begun, strict=True)
                 ]
             )
         finally:
@@ -211,23 +212,20 @@ class Rewrapper:
         except HsmError as error:
             item.fault, item.reason = error, map_hsm_error(error).reason
 
-    async def _wrap(self, item: _Item) -> None:
+    async def _wrap(self, item: _Item, version: int) -> None:
         reference = item.unwrapping.correlation_id
         try:
-            item.new = await self._to.wrap(item.data_key, item.context, reference=reference)
+            item.new = await self._to.wrap(
+                item.data_key, item.context, version=version, reference=reference
+            )
         except HsmError as error:
             item.fault, item.reason = error, map_hsm_error(error).reason
             return
         if self._recipient is not None:
             item.new_copy = self._recipient.seal(item.data_key, item.context)
 
-    def _wrapping(self, item: _Item) -> Operation:
-        details: Details = {
-            "backend": self._to.name,
-            "master_key_version": self._to.current_version,
-            "mechanism": self._to.mechanism,
-            "purpose": item.unwrapping.details["purpose"],
-        }
+    def _wrapping(self, item: _Item, wraps: Wraps) -> Operation:
+        details: Details = {**wraps.details, "purpose": item.unwrapping.details["purpose"]}
         if self._recipient is not None:
             details = {**details, "recipient": self._recipient.id}
         return Operation(

@@ -6,7 +6,7 @@ on is proven and switched on, instead of making another.
 
 from collections.abc import Sequence
 
-from ironwork_hsm import HsmError, KeyCreator, KeyVersion, KeyWrapper, VersionChooser
+from ironwork_hsm import HsmError, KeyCreator, KeyVersion, KeyWrapper
 from ironwork_server.core.errors import PreconditionFailed, Unavailable
 from ironwork_server.core.ports import WrapStore
 from ironwork_server.custody.generate import generate_master_key
@@ -27,19 +27,14 @@ async def rotate_master_key(
             "There is no master key yet: make it with `ironwork-server master-key create`.",
             reason="MASTER_KEY_NOT_CREATED",
         )
-    current = await store.switched_version(wrapper.name)
-    if current is None:
-        # Before there is a newer one: a server that starts in between must not take that.
-        current = versions[-1].version
-        await store.switch_on(wrapper.name, current)
     newest = versions[-1].version
+    # Before there is a newer one: a server that starts in between must not take that.
+    current = await store.first_version(wrapper.name, newest)
     if newest <= current:
         newest = (await _create(wrapper, records)).version
-    if isinstance(wrapper, VersionChooser):
-        await wrapper.choose_version(newest)
     for each in wrappers:
         try:
-            await prove(each, records)
+            await prove(each, records, newest if each is wrapper else None)
         except HsmError as error:
             raise Unavailable(
                 f"{each.name} failed its round trip, so nothing was switched on: {error}",

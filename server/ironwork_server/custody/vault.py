@@ -159,12 +159,15 @@ class Vault:
     ) -> WrappedKey:
         wrapper = self._wrapping
         try:
-            await follow(wrapper, self._store)
-            wraps = wraps_with(wrapper)
+            wraps = await follow(wrapper, self._store)
         except HsmError as error:
             raise map_hsm_error(error) from None
-        async with self._recorded(permit, "hsm.wrap", key_id, purpose=_purpose(key_id), **wraps):
-            return await wrapper.wrap(data_key, context, reference=permit.correlation_id)
+        async with self._recorded(
+            permit, "hsm.wrap", key_id, purpose=_purpose(key_id), **wraps.details
+        ):
+            return await wrapper.wrap(
+                data_key, context, version=wraps.version, reference=permit.correlation_id
+            )
 
     async def _unwrap(
         self, permit: Permit, wrapped: WrappedKey, context: bytes, key_id: str
@@ -253,17 +256,6 @@ def _names(wrapper: KeyWrapper) -> frozenset[str]:
 def _purpose(key_id: str) -> str:
     """What is wrapped: a key's data key, or the pepper, which belongs to no key."""
     return "data-key" if key_id else "pepper"
-
-
-def wraps_with(wrapper: KeyWrapper) -> dict[str, str | int]:
-    """What a wrapper wraps with now, as an event's details. Raises HsmError where it has nothing to
-    wrap with (any more).
-    """
-    return {
-        "backend": wrapper.name,
-        "master_key_version": wrapper.current_version,
-        "mechanism": wrapper.mechanism,
-    }
 
 
 def damaged() -> DataLoss:

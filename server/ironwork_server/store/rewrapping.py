@@ -162,6 +162,21 @@ def _copy(recipient: str | None, sealed: bytes | None) -> BreakGlassCopy | None:
     return None if recipient is None or sealed is None else BreakGlassCopy(recipient, sealed)
 
 
+def first_version(connection: sa.Connection, backend: str, newest: int) -> int:
+    """See KeyStore.first_version."""
+    switched = switched_version(connection, backend)
+    if switched is not None:
+        return switched
+    used = [
+        one.version
+        for one in wrappings(connection)
+        if one.backend == backend and (one.rows or one.pepper)
+    ]
+    first = max(used, default=newest)
+    switch_on(connection, backend, first)
+    return first
+
+
 def switch_on(connection: sa.Connection, backend: str, version: int) -> None:
     if _state(connection, backend, version) == _RETIRED:
         raise VersionRetired

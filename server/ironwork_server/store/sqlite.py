@@ -269,6 +269,11 @@ class SqliteStore:
             lambda connection: rewrapping.swap_pepper(connection, old, new, copy)
         )
 
+    async def first_version(self, backend: str, newest: int) -> int:
+        return await self._write(
+            lambda connection: rewrapping.first_version(connection, backend, newest)
+        )
+
     async def switch_on(self, backend: str, version: int) -> None:
         await self._write(lambda connection: rewrapping.switch_on(connection, backend, version))
 

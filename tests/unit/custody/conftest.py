@@ -90,11 +90,16 @@ class FaultyWrapper:
         return getattr(self._real, name)
 
     async def wrap(
-        self, data_key: bytes | bytearray, context: bytes, *, reference: str = ""
+        self,
+        data_key: bytes | bytearray,
+        context: bytes,
+        *,
+        version: int | None = None,
+        reference: str = "",
     ) -> WrappedKey:
         if self.fault is not None:
             raise self.fault
-        return await self._real.wrap(data_key, context)
+        return await self._real.wrap(data_key, context, version=version)
 
     async def unwrap(
         self, wrapped: WrappedKey, context: bytes, *, reference: str = ""
@@ -104,10 +109,10 @@ class FaultyWrapper:
         self.unwraps += 1
         return await self._real.unwrap(wrapped, context)
 
-    async def check(self) -> None:
+    async def check(self, version: int | None = None) -> None:
         if self.fault is not None:
             raise self.fault
-        await self._real.check()
+        await self._real.check(version)
 
 
 class FaultyJournal:

@@ -216,7 +216,7 @@ async def test_cancelled_use(custody: Custody, data_keys: list[bytearray]) -> No
 
 async def test_cancelled_probe(custody: Custody) -> None:
     """A probe that health gives up on has its outcome in the log, as any other."""
-    probe = MasterKeyProbe([custody.wrapper], custody.journal)
+    probe = MasterKeyProbe([custody.wrapper], custody.journal, custody.store)
 
     async def check() -> None:
         await probe.check()  # in order: what was still being written is there after it

@@ -23,7 +23,6 @@ from ironwork_hsm import (
     KeyMissing,
     KeyVersion,
     MechanismRefused,
-    VersionChooser,
     VersionDestroyer,
 )
 from ironwork_hsm import Unavailable as DeviceUnavailable
@@ -71,7 +70,7 @@ async def scene(tmp_path: Path, make_token: MakeToken, new_store: NewStore) -> A
 
 
 class Fixed:
-    """A device whose versions are not ours to choose, and which may be broken."""
+    """A device whose versions are not ours to make or destroy, and which may be broken."""
 
     name = "awskms:///alias/k"
     mechanism = "aws-kms"
@@ -80,6 +79,7 @@ class Fixed:
     def __init__(self, *versions: int, fault: HsmError | None = None) -> None:
         self._versions = versions or (1,)
         self._fault = fault
+        self.checked: list[int | None] = []
 
     async def versions(self) -> list[KeyVersion]:
         return [
@@ -89,7 +89,13 @@ class Fixed:
             for one in self._versions
         ]
 
-    async def check(self) -> None:
+    async def mechanism_of(self, version: int) -> str:
+        if version not in self._versions:
+            raise KeyMissing("there is no such version")
+        return self.mechanism
+
+    async def check(self, version: int | None = None) -> None:
+        self.checked.append(version)
         if self._fault is not None:
             raise self._fault
 
@@ -126,8 +132,7 @@ async def test_a_broken_backend_stops_the_switch(scene: Scene) -> None:
     # A server that starts now holds to what is switched on.
     async with opened(scene.token.uri) as server:
         assert server.current_version == 2
-        await follow(server, scene.store)
-        assert (await server.wrap(bytes(32), b"")).key_version == 1
+        assert (await follow(server, scene.store)).version == 1
     assert await scene.rotate() == 2
     assert len(await scene.wrapper.versions()) == 2
 
@@ -150,21 +155,37 @@ async def test_servers_follow_a_rotation_at_their_next_wrap(scene: Scene) -> Non
     and every other unwraps that, none having been told.
     """
     async with opened(scene.token.uri) as one, opened(scene.token.uri) as other:
-        await follow(one, scene.store)
-        assert (await one.wrap(bytes(32), b"x")).key_version == 1
+        assert (await follow(one, scene.store)).version == 1
         await scene.rotate()
-        await follow(one, scene.store)
-        wrapped = await one.wrap(bytes(32), b"x")
+        assert (await follow(one, scene.store)).version == 2
+        wrapped = await one.wrap(bytes(32), b"x", version=2)
         assert wrapped.key_version == 2
         assert await other.unwrap(wrapped, b"x") == bytes(32)
 
 
-async def test_a_device_that_chooses_itself_is_left_alone(scene: Scene) -> None:
-    """Where versions are the device's own, following asks nothing of it."""
-    fixed = Fixed()
-    assert not isinstance(fixed, VersionChooser | KeyCreator | VersionDestroyer)
-    await scene.store.switch_on(fixed.name, 9)
-    await follow(fixed, scene.store)  # type: ignore[arg-type]
+async def test_a_newer_version_in_the_device_wraps_nothing(scene: Scene) -> None:
+    """What a server starts on stays in force when newer versions appear in the device, whoever made
+    them; a server on a new store begins with the newest.
+    """
+    device = Fixed(1)
+    assert not isinstance(device, KeyCreator | VersionDestroyer)
+    assert (await follow(device, scene.store)).version == 1  # type: ignore[arg-type]
+    newer = Fixed(1, 2)
+    newer.current_version = 2
+    assert (await follow(newer, scene.store)).version == 1  # type: ignore[arg-type]
+    newer.name = "awskms:///alias/other"
+    assert (await follow(newer, scene.store)).version == 2  # type: ignore[arg-type]
+
+
+async def test_a_store_from_before_goes_on_with_what_its_rows_have(scene: Scene) -> None:
+    """A store whose keys are under version 1, and in which none was ever switched on, stays with
+    version 1 although the device holds a newer one by now.
+    """
+    await sealed_row(scene.store, scene.wrapper, KEY)
+    await scene.wrapper.create_version()
+    assert await scene.store.switched_version(scene.wrapper.name) is None
+    assert (await follow(scene.wrapper, scene.store)).version == 1
+    assert await scene.store.switched_version(scene.wrapper.name) == 1
 
 
 async def test_a_version_that_was_made_elsewhere_is_switched_on(scene: Scene) -> None:
@@ -175,6 +196,7 @@ async def test_a_version_that_was_made_elsewhere_is_switched_on(scene: Scene) ->
     device = Fixed(1, 2)
     arguments = ([device], scene.store, scene.log.records)
     assert await rotate_master_key(*arguments) == 2  # type: ignore[arg-type]
+    assert device.checked == [2]
     with pytest.raises(PreconditionFailed, match="device's own"):
         await rotate_master_key(*arguments)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,19 @@ from ironwork_server.journal import FileJournal
 from .conftest import Custody
 
 
+@dataclass
+class Switched:
+    """A store that has this version switched on, or none."""
+
+    version: int | None = None
+
+    async def switched_version(self, backend: str) -> int | None:
+        return self.version
+
+    async def first_version(self, backend: str, newest: int) -> int:
+        raise NotImplementedError
+
+
 class Refusing:
     """A wrapper whose device refuses its mechanism, as often as it is asked."""
 
@@ -28,7 +42,7 @@ class Refusing:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def check(self) -> None:
+    async def check(self, version: int | None = None) -> None:
         self.asked += 1
         raise MechanismRefused("no")
 
@@ -44,7 +58,7 @@ class Sick:
         self.sick = True
         self.recovers = recovers
 
-    async def check(self) -> None:
+    async def check(self, version: int | None = None) -> None:
         if self.sick:
             raise HsmUnavailable("gone")
 
@@ -74,8 +88,8 @@ async def test_every_trial_of_a_mechanism_is_recorded(
     async with opened(uri, allow_missing=True) as wrapper:
         await wrapper.create_version()
         with caplog.at_level(logging.WARNING):
-            await MasterKeyProbe([wrapper], journal).check()
-        await MasterKeyProbe([wrapper], journal).check()
+            await MasterKeyProbe([wrapper], journal, Switched()).check()
+        await MasterKeyProbe([wrapper], journal, Switched()).check()
     events = [entry.event for entry in entries(tmp_path / "audit")]
     assert {event.operation for event in events} == {"hsm.probe"}
     assert [
@@ -109,7 +123,7 @@ async def test_a_wrapper_that_has_nothing_left_to_wrap_with(
     and nothing is asked of its device.
     """
     wrapper = Emptied()
-    probe = MasterKeyProbe([wrapper], journal)  # type: ignore[list-item]
+    probe = MasterKeyProbe([wrapper], journal, Switched())  # type: ignore[list-item]
     with pytest.raises(KeyMissing, match="none"):
         await probe.check()
     assert wrapper.asked == 0
@@ -120,7 +134,7 @@ async def test_a_device_that_refuses_for_ever(journal: FileJournal, tmp_path: Pa
     """A wrapper that never settles does not hold up the start; each trial is recorded."""
     wrapper = Refusing()
     with pytest.raises(Unavailable) as caught:
-        await MasterKeyProbe([wrapper], journal).check()  # type: ignore[list-item]
+        await MasterKeyProbe([wrapper], journal, Switched()).check()  # type: ignore[list-item]
     assert caught.value.reason == "MASTER_KEY_UNAVAILABLE"
     assert wrapper.asked == MAX_TRIALS
     assert len(list(entries(tmp_path / "audit"))) == 2 * MAX_TRIALS
@@ -136,7 +150,7 @@ async def test_a_configuration_that_cannot_work_ends_the_probe(
     pinned = uri + "&ironwork-mechanism=hmac-sha256-derive"
     async with opened(pinned, allow_missing=True) as wrapper:
         with pytest.raises(HsmError, match="create a new version"):
-            await MasterKeyProbe([wrapper], journal).check()
+            await MasterKeyProbe([wrapper], journal, Switched()).check()
 
 
 async def test_a_device_that_failed_is_opened_anew_on_record(
@@ -148,7 +162,7 @@ async def test_a_device_that_failed_is_opened_anew_on_record(
     locked, sick = Sick(recovers=False), Sick(recovers=True)
     sound = Sick(recovers=True)
     sound.sick = False
-    probe = MasterKeyProbe([locked, sound, sick], journal)  # type: ignore[list-item]
+    probe = MasterKeyProbe([locked, sound, sick], journal, Switched())  # type: ignore[list-item]
     assert await probe.reopen() is False
     with pytest.raises(Unavailable) as failed:
         await probe.check()
@@ -175,7 +189,7 @@ async def test_a_device_that_failed_is_opened_anew_on_record(
 async def test_what_lies_elsewhere_is_not_opened_from_here(journal: FileJournal) -> None:
     """An HSM process and a cloud see to their devices themselves."""
     wrapper = Refusing()
-    probe = MasterKeyProbe([wrapper], journal)  # type: ignore[list-item]
+    probe = MasterKeyProbe([wrapper], journal, Switched())  # type: ignore[list-item]
     with pytest.raises(Unavailable):
         await probe.check()
     assert await probe.reopen() is False
@@ -183,7 +197,7 @@ async def test_what_lies_elsewhere_is_not_opened_from_here(journal: FileJournal)
 
 async def test_a_probe_is_on_record(custody: Custody) -> None:
     """A probe of the master key has an intent and an outcome, good or bad."""
-    probe = MasterKeyProbe([custody.wrapper], custody.journal)
+    probe = MasterKeyProbe([custody.wrapper], custody.journal, custody.store)
     await probe.check()
     custody.wrapper.fault = HsmUnavailable("gone")
     with pytest.raises(Unavailable):

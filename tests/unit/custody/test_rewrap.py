@@ -43,8 +43,10 @@ class Scene:
 
     async def rows(self, count: int) -> list[StoredKey]:
         """Rows under version 1."""
-        await self.wrapper.choose_version(1)
-        return [await sealed_row(self.store, self.wrapper, KEY + b"%d" % n) for n in range(count)]
+        return [
+            await sealed_row(self.store, self.wrapper, KEY + b"%d" % n, version=1)
+            for n in range(count)
+        ]
 
     async def run(self, *wrappers: Any, **options: Any) -> Report:
         options = {"rate": 1e6, **options}
@@ -99,7 +101,7 @@ async def test_everything_moves_and_still_opens(scene: Scene, monkeypatch: Any) 
     """
     monkeypatch.setattr(rewrap, "BATCH", 3)
     rows = await scene.rows(7)
-    pepper = await create_pepper(scene.store, scene.wrapper)
+    pepper = await create_pepper(scene.store, scene.wrapper, version=1)
     seen: list[int] = []
     report = await scene.run(progress=seen.append)
     assert report == Report(moved=7, pepper_moved=True)
@@ -152,12 +154,14 @@ async def test_a_row_that_changes_meanwhile_is_left_as_it_is(scene: Scene) -> No
     rows = await scene.rows(3)
     theirs = WrappedKey(scene.wrapper.name, 9, "aes-256-gcm", b"theirs")
 
-    async def wrap(data_key: bytes, context: bytes, *, reference: str = "") -> WrappedKey:
+    async def wrap(
+        data_key: bytes, context: bytes, *, version: int | None = None, reference: str = ""
+    ) -> WrappedKey:
         if not tampered:
             tampered.append(True)
             await scene.store.delete("acme", rows[0].key_id, replay=None)
             await scene.store.swap([Swap(rows[1].sequence, rows[1].sealed.wrapped, theirs)])
-        return await scene.wrapper.wrap(data_key, context, reference=reference)
+        return await scene.wrapper.wrap(data_key, context, version=version, reference=reference)
 
     tampered: list[bool] = []
     report = await scene.run(Tampering(scene.wrapper, wrap=wrap))
@@ -275,12 +279,14 @@ async def test_data_keys_are_wiped(scene: Scene) -> None:
     await scene.rows(2)
     held: list[bytearray] = []
 
-    async def wrap(data_key: bytearray, context: bytes, *, reference: str = "") -> WrappedKey:
+    async def wrap(
+        data_key: bytearray, context: bytes, *, version: int | None = None, reference: str = ""
+    ) -> WrappedKey:
         held.append(data_key)
         assert any(data_key)
         if len(held) == 2:
             raise Unavailable("no")
-        return await scene.wrapper.wrap(data_key, context)
+        return await scene.wrapper.wrap(data_key, context, version=version)
 
     with pytest.raises(Unavailable):
         await scene.run(Tampering(scene.wrapper, wrap=wrap))
@@ -301,7 +307,7 @@ async def test_rows_move_to_the_first_backend(
     another token, another module or a KMS. They open there, and without the old one.
     """
     rows = await scene.rows(3)
-    pepper = await create_pepper(scene.store, scene.wrapper)
+    pepper = await create_pepper(scene.store, scene.wrapper, version=1)
     async with kind.open(request, BackendOptions(deadline_s=30, slow_deadline_s=60)) as second:
         report = await scene.run(second, scene.wrapper)
         assert report == Report(moved=3, pepper_moved=True)

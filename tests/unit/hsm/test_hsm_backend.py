@@ -268,6 +268,7 @@ async def test_the_token_sees_a_key_that_cannot_leave(
             extractable=False,
             never_extractable=True,
             local=True,
+            mechanism="aes-256-gcm",
         )
         with raw_token(softhsm, token).open() as session:
             (key,) = session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY})

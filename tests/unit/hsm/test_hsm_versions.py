@@ -1,4 +1,4 @@
-"""Versions of a PKCS#11 master key: which one wraps, and how one is destroyed."""
+"""Versions of a PKCS#11 master key: by what each wraps, and how one is destroyed."""
 
 import os
 from pathlib import Path
@@ -12,46 +12,57 @@ from ironwork_hsm import (
     HsmError,
     KeyMissing,
     PinRefused,
-    VersionChooser,
     VersionDestroyer,
 )
 
 CONTEXT = b"row"
 
 
-async def test_a_chosen_version_wraps(make_token: MakeToken) -> None:
-    """The version that was chosen wraps, although newer ones are there, are made or are listed."""
-    async with opened(make_token(with_key=True).uri) as backend:
-        assert isinstance(backend, VersionChooser)
-        await backend.choose_version(1)
-        await backend.choose_version(1)
-        assert (await backend.create_version()).version == 2
-        assert [one.version for one in await backend.versions()] == [1, 2]
-        assert (await backend.wrap(bytes(32), CONTEXT)).key_version == 1
-        await backend.choose_version(2)
-        wrapped = await backend.wrap(bytes(32), CONTEXT)
-        assert wrapped.key_version == backend.current_version == 2
-        await backend.check()
+async def test_versions_of_two_kinds_wrap_each_by_its_mechanism(make_token: MakeToken) -> None:
+    """Where a newer version is another kind of key, each version wraps by what its kind can do, and
+    each says so before.
+    """
+    token = make_token(with_key=True)
+    async with opened(f"{token.uri}&ironwork-mechanism=hmac-sha256-derive", allow_missing=True) as (
+        maker
+    ):
+        await maker.create_version()
+    async with opened(token.uri) as backend:
+        for version, mechanism in ((1, "aes-256-gcm"), (2, "hmac-sha256-derive")):
+            assert await backend.mechanism_of(version) == mechanism
+            await backend.check(version)
+            wrapped = await backend.wrap(bytes(32), CONTEXT, version=version)
+            assert (wrapped.key_version, wrapped.mechanism) == (version, mechanism)
+            assert await backend.unwrap(wrapped, CONTEXT) == bytes(32)
+        assert [one.mechanism for one in await backend.versions()] == [
+            "aes-256-gcm",
+            "hmac-sha256-derive",
+        ]
 
 
-async def test_a_version_that_is_not_there_is_not_chosen(make_token: MakeToken) -> None:
-    """A choice that cannot be followed changes nothing."""
-    async with opened(make_token(with_key=True).uri) as backend:
-        with pytest.raises(KeyMissing):
-            await backend.choose_version(2)
-        assert (await backend.wrap(bytes(32), CONTEXT)).key_version == 1
+async def test_a_version_of_another_kind_than_is_pinned_wraps_nothing(
+    make_token: MakeToken,
+) -> None:
+    """A version that cannot do the pinned mechanism is listed without one, and refused."""
+    token = make_token(with_key=True)
+    pinned = f"{token.uri}&ironwork-mechanism=hmac-sha256-derive"
+    async with opened(pinned, allow_missing=True) as backend:
+        assert [one.mechanism for one in await backend.versions()] == [""]
+        for call in (backend.mechanism_of(1), backend.wrap(bytes(32), b"", version=1)):
+            with pytest.raises(ConfigurationError, match="create a new version"):
+                await call
 
 
 async def test_another_process_finds_a_new_version(make_token: MakeToken) -> None:
-    """A backend that was open before a version was made unwraps and chooses it as it is."""
+    """A backend that was open before a version was made unwraps and wraps with it as it is."""
     uri = make_token(with_key=True).uri
     async with opened(uri) as maker, opened(uri) as other:
         await maker.create_version()
         wrapped = await maker.wrap(bytes(32), CONTEXT)
         assert (wrapped.key_version, other.current_version) == (2, 1)
         assert await other.unwrap(wrapped, CONTEXT) == bytes(32)
-        await other.choose_version(2)
-        assert (await other.wrap(bytes(32), CONTEXT)).key_version == 2
+        assert (await other.wrap(bytes(32), CONTEXT)).key_version == 1
+        assert (await other.wrap(bytes(32), CONTEXT, version=2)).key_version == 2
 
 
 async def test_a_destroyed_version_opens_nothing(make_token: MakeToken) -> None:
@@ -95,12 +106,12 @@ async def test_destroying_takes_the_officers_pin(make_token: MakeToken, tmp_path
             assert await backend.unwrap(old, CONTEXT) == bytes(32)
 
 
-async def test_the_version_that_wraps_is_not_destroyed(make_token: MakeToken) -> None:
-    """Neither the current version nor one that is not there is destroyed."""
+async def test_the_newest_version_is_not_destroyed(make_token: MakeToken) -> None:
+    """Neither the newest version nor one that is not there is destroyed."""
     token = make_token(with_key=True)
     officer = f"file:{token.so_pin_file}"
     async with opened(token.uri) as backend:
-        with pytest.raises(ConfigurationError, match="wraps"):
+        with pytest.raises(ConfigurationError, match="newest"):
             await backend.destroy_version(1, admin_pin_source=officer)
         with pytest.raises(KeyMissing):
             await backend.destroy_version(7, admin_pin_source=officer)

@@ -194,7 +194,7 @@ async def test_an_answer_leaves_also_where_nothing_more_can_be_asked(record: Log
     operations, device = asking(record)
     device.busy_for = {Kind.HELLO}
     answers: list[bytes] = []
-    operations.take(PEER, 1, frame(wire.plain(Kind.CHECK, 7)), answers.append)
+    operations.take(PEER, 1, frame(wire.check(7)), answers.append)
     await operations.settle(20)
     assert [frame(answer).kind for answer in answers] == [Kind.DONE]
 

@@ -12,7 +12,7 @@ from ironwork_hsm.daemon.turns import Asker, Turns
 from ironwork_hsm.remote import wire
 from ironwork_hsm.remote.codec import LENGTH
 from ironwork_hsm.remote.link import TimedOut
-from ironwork_hsm.remote.wire import KeyInfo, Kind
+from ironwork_hsm.remote.wire import KeyInfo
 
 
 def done() -> wire.Frame:
@@ -217,4 +217,4 @@ async def test_a_child_that_dies_after_its_round_trip_is_not_ready(
         await device._start()
     assert device.state is State.STARTING
     with pytest.raises(Unavailable):
-        device.send(Asker(1, 1), lambda number: wire.plain(Kind.CHECK, number), lambda _: None)
+        device.send(Asker(1, 1), wire.check, lambda _: None)

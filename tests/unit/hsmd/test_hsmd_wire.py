@@ -33,8 +33,13 @@ WRAPPED = st.builds(
     WrappedKey, NAMES, st.integers(1, 2**32 - 1), MECHANISMS, st.binary(min_size=1, max_size=300)
 )
 VERSIONS = st.builds(
-    KeyVersion, st.integers(0, 2**32 - 1), NAMES, *[st.booleans() for _ in range(4)]
+    KeyVersion,
+    st.integers(0, 2**32 - 1),
+    NAMES,
+    *[st.booleans() for _ in range(4)],
+    st.just("") | MECHANISMS,
 )
+CHOSEN = st.none() | st.integers(1, 2**32 - 1)
 ERRORS = st.sampled_from(
     [ConfigurationError, PinRefused, KeyMissing, BlobRejected, Unavailable, Busy]
 )
@@ -60,19 +65,53 @@ def only(data: bytes) -> Frame:
     return frame
 
 
-@given(NUMBERS, st.binary(min_size=32, max_size=32), st.binary(max_size=500), REFERENCES)
+@given(NUMBERS, st.binary(min_size=32, max_size=32), st.binary(max_size=500), REFERENCES, CHOSEN)
 def test_a_wrap_is_read_as_written(
-    number: int, data_key: bytes, context: bytes, reference: str
+    number: int, data_key: bytes, context: bytes, reference: str, version: int | None
 ) -> None:
-    """A WRAP frame gives back its number, data key, context and reference."""
-    frame = only(wire.wrap(number, data_key, context, reference))
+    """A WRAP frame gives back its number, data key, context, reference and chosen version."""
+    frame = only(wire.wrap(number, data_key, context, reference, version))
     parsed = wire.parse_wrap(frame.payload)
     assert (frame.kind, frame.number) == (Kind.WRAP, number)
-    assert (bytes(parsed.data_key), parsed.context, parsed.reference) == (
+    assert (bytes(parsed.data_key), parsed.context, parsed.reference, parsed.version) == (
         data_key,
         context,
         reference,
+        version,
     )
+
+
+@given(NUMBERS, REFERENCES, CHOSEN)
+def test_a_check_is_read_as_written(number: int, reference: str, version: int | None) -> None:
+    """A CHECK frame gives back its number, reference and chosen version."""
+    frame = only(wire.check(number, reference, version))
+    assert (frame.kind, frame.number) == (Kind.CHECK, number)
+    assert wire.parse_check(frame.payload) == wire.Check(reference, version)
+
+
+@given(st.binary(max_size=8).filter(lambda field: len(field) not in (0, 4)) | st.just(bytes(4)))
+def test_a_chosen_version_is_absent_or_a_number_from_1(field: bytes) -> None:
+    """A version of another length, and version 0, are refused."""
+    for frame, parse in (
+        (wire.frame(Kind.CHECK, 1, b"", field), wire.parse_check),
+        (wire.frame(Kind.WRAP, 1, b"", field, bytes(32), b""), wire.parse_wrap),
+    ):
+        with pytest.raises(Malformed):
+            parse(only(frame).payload)
+
+
+@given(st.binary(max_size=20))
+def test_another_version_of_the_protocol_is_told_from_garbage(rest: bytes) -> None:
+    """A greeting of this protocol in another version is refused by name, so that its sender can be
+    told; any other is malformed.
+    """
+    wire.check_hello(only(wire.hello(1)).payload)
+    other = b"ironwork-hsm/" + rest
+    if other != wire.GREETING:
+        with pytest.raises(ConfigurationError, match="same release"):
+            wire.check_hello(only(wire.frame(Kind.HELLO, 1, other)).payload)
+    with pytest.raises(Malformed):
+        wire.check_hello(only(wire.frame(Kind.HELLO, 1, b"?" + rest)).payload)
 
 
 @given(NUMBERS, WRAPPED, st.binary(max_size=500), REFERENCES)
@@ -120,6 +159,7 @@ PARSERS: list[Callable[[memoryview], Any]] = [
     wire.parse_unwrap,
     wire.parse_sign,
     wire.parse_plain,
+    wire.parse_check,
     wire.check_hello,
     wire.parse_wrapped,
     wire.parse_opened,
@@ -140,7 +180,8 @@ def test_garbage_is_malformed_and_nothing_else(
     parse: Callable[[memoryview], Any], payload: bytes
 ) -> None:
     """Whatever a payload holds, a parser returns or raises Malformed."""
-    with contextlib.suppress(Malformed):
+    # Another version's greeting is the one thing that is told as what it is.
+    with contextlib.suppress(Malformed, ConfigurationError):
         parse(memoryview(payload))
 
 
