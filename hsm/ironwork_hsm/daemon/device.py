@@ -23,6 +23,7 @@ from typing import Final, Protocol
 
 from ironwork_hsm.daemon.hardening import overwriting
 from ironwork_hsm.daemon.latch import PinLatch
+from ironwork_hsm.daemon.record import Intent
 from ironwork_hsm.daemon.turns import Asker, Turns
 from ironwork_hsm.interface import (
     BlobRejected,
@@ -65,10 +66,10 @@ class State(Enum):
 class Watch(Protocol):
     """Who records what a device does by itself. All raise Unavailable: then it is not done."""
 
-    async def opening(self, device: "Device") -> int:
-        """Before a child logs in; returns the intent's index."""
+    async def opening(self, device: "Device") -> Intent:
+        """Before a child logs in."""
 
-    async def opened(self, device: "Device", intent: int, error: HsmError | None) -> None:
+    async def opened(self, intent: Intent, error: HsmError | None) -> None:
         """After it."""
 
     async def probe(self, device: "Device") -> HsmError | None:
@@ -201,9 +202,9 @@ class Device:
         try:
             info = await self._start_child()
         except HsmError as error:
-            await self._watch.opened(self, intent, error)
+            await self._watch.opened(intent, error)
             raise
-        await self._watch.opened(self, intent, None)
+        await self._watch.opened(intent, None)
         self.learn(info)
         if info.keys[0].version:
             await self._settle()

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from ironwork_hsm.daemon.durable import replace_durably
 from ironwork_hsm.interface import ConfigurationError, PinRefused
 from ironwork_hsm.pin import FileIdentity
 from ironwork_hsm.uri import SCHEME as PKCS11
@@ -89,16 +90,9 @@ class PinLatch:
             _, count = self._stored()
         except (OSError, ValueError, TypeError):
             count = 0
-        path = self.path
-        new = path.with_suffix(".new")
+        kept = json.dumps(asdict(refused) | {"refusals": count + 1}).encode("ascii")
         try:
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                json.dump(asdict(refused) | {"refusals": count + 1}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            new.rename(path)
-            _sync(self._state)
+            replace_durably(self.path, kept)
         except OSError as error:
             raise ConfigurationError(
                 f"That the PIN was refused cannot be remembered in {self._state}:"
@@ -146,11 +140,3 @@ def make_private(folder: Path) -> None:
         raise ConfigurationError(
             f"state: {folder} is open to other users; mend it with: chmod 700 {folder}"
         )
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

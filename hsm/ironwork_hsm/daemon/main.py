@@ -1,4 +1,4 @@
-"""`ironwork-hsmd`: serve (the default), status, create."""
+"""`ironwork-hsmd`: serve (the default), status, create, audit-key."""
 
 import argparse
 import asyncio
@@ -35,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             end_with_parent(os.getppid())
         deny_memory_reads()
         logs.configure()
+        if options.command == "audit-key":
+            return _audit_key(
+                loaded, options.action, signer=options.signer, operator=options.operator
+            )
         if options.command == "create":
             return _create(loaded, next_version=options.next)
         return _serve(loaded)
@@ -53,12 +57,22 @@ def _parser() -> argparse.ArgumentParser:
         "command",
         nargs="?",
         default="serve",
-        choices=("serve", "status", "create"),
-        help="serve (the default); status: ask the running process; create: the first master key",
+        choices=("serve", "status", "create", "audit-key"),
+        help="serve (the default); status: ask the running process; create: the first master key;"
+        " audit-key: the key that signs this process' record",
+    )
+    parser.add_argument(
+        "action", nargs="?", choices=("create", "show"), help="audit-key: make it, or print it"
     )
     parser.add_argument("--config", type=Path, required=True, help="settings file (TOML)")
     parser.add_argument(
         "--next", action="store_true", help="create: a further version, where there is one"
+    )
+    parser.add_argument(
+        "--signer", action="store_true", help="audit-key create: the server's signing key instead"
+    )
+    parser.add_argument(
+        "--operator", action="store_true", help="audit-key show: for the operator's record"
     )
     parser.add_argument(
         "--exit-with-parent", action="store_true", help="be killed when the starting process ends"
@@ -90,6 +104,25 @@ def _create(loaded: settings.Settings, *, next_version: bool) -> int:
             "The HSM holds this master key already; nothing was changed. A further version: --next"
         )
     print(json.dumps({"version": version}))  # noqa: T201  the answer
+    return 0
+
+
+def _audit_key(
+    loaded: settings.Settings, action: str | None, *, signer: bool, operator: bool
+) -> int:
+    from ironwork_hsm.daemon import audit_key
+
+    if action == "show":
+        key = asyncio.run(audit_key.show_record_key(loaded, operator=operator))
+    elif action == "create" and signer:
+        asyncio.run(audit_key.create_server_key(loaded))
+        print(json.dumps({"made": "signer"}))  # noqa: T201  the answer
+        return 0
+    elif action == "create":
+        key = asyncio.run(audit_key.create_record_key(loaded))
+    else:
+        raise ConfigurationError("audit-key: say create or show.")
+    print(key)  # noqa: T201  the answer
     return 0
 
 

@@ -23,7 +23,7 @@ from typing import Final
 from ironwork_audit import EVENT, INTENT, OUTCOME, Event, FieldRefused
 from ironwork_hsm.daemon.device import Device, error_in, info_in, reason_of
 from ironwork_hsm.daemon.rate import Rates
-from ironwork_hsm.daemon.record import MAX_COMMIT_EVENTS, Record, unrecorded
+from ironwork_hsm.daemon.record import MAX_COMMIT_EVENTS, Intent, Record, unrecorded
 from ironwork_hsm.daemon.turns import Asker
 from ironwork_hsm.interface import (
     BlobRejected,
@@ -80,6 +80,8 @@ class Operations:
         self._loop = asyncio.get_running_loop()
         self._devices: Sequence[Device] = ()
         self._signer: Device | None = None
+        self._record_key: Device | None = None
+        self._refusal: Callable[[], HsmError | None] = lambda: None
         # Whose intents are written with the next submission.
         self._fresh: list[_Operation] = []
         self._refused: Counter[tuple[str, str]] = Counter()
@@ -92,6 +94,11 @@ class Operations:
         """The devices, which know this object too."""
         self._devices = devices
         self._signer = signer
+
+    def signed_by(self, device: Device, refusal: Callable[[], HsmError | None]) -> None:
+        """The record's own key, and why, for want of its signatures, nothing may be done."""
+        self._record_key = device
+        self._refusal = refusal
 
     def info(self) -> Info:
         """What is on offer now."""
@@ -125,6 +132,10 @@ class Operations:
                 raise device.problem
             if not self._rates.take(peer.uid, _SIGNING if frame.kind is Kind.SIGN else _KEYS):
                 raise over_rate()
+            if (unsigned := self._refusal()) is not None:
+                self.count_refusal(peer, "RECORD_UNSIGNED")
+                reply(wire.failed(number, unsigned))
+                return
         except FieldRefused:
             raise Malformed("a field cannot be put on record") from None
         except HsmError as error:
@@ -147,7 +158,7 @@ class Operations:
 
     def try_device(self, device: Device) -> None:
         """A round trip of our own, on record; the device is replaced where it fails."""
-        if device is self._signer:
+        if device in (self._signer, self._record_key):
             # It has no round trip but a signature, which would be one that nobody asked for.
             device.replace(ConfigurationError("The signing key's device failed."))
             return
@@ -170,16 +181,14 @@ class Operations:
             request = bytearray(wire.plain(Kind.VERSIONS, 0))
             self._begin(_Operation(event, device, request, 0, lambda _: None))
 
-    async def opening(self, device: Device) -> int:
-        """See device.Watch."""
-        return await self._record.append(
-            self._event(_OWN, "hsm.open", "", device, {"backend": device.name})
-        )
-
-    async def opened(self, device: Device, intent: int, error: HsmError | None) -> None:
+    async def opening(self, device: Device) -> Intent:
         """See device.Watch."""
         event = self._event(_OWN, "hsm.open", "", device, {"backend": device.name})
-        await self._record.append(_outcome(event, intent, error))
+        return Intent(event, await self._record.append(event))
+
+    async def opened(self, intent: Intent, error: HsmError | None) -> None:
+        """See device.Watch."""
+        await self._record.append(_outcome(intent.event, intent.index, error))
 
     async def probe(self, device: Device) -> HsmError | None:
         """See device.Watch."""

@@ -11,13 +11,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from ironwork_audit.publishing import ATTEMPT_DEADLINE_S
 from ironwork_hsm.daemon import child
+from ironwork_hsm.daemon.checkpoints import RecordCheckpoints, Standing
 from ironwork_hsm.daemon.device import Device, Limits, State
+from ironwork_hsm.daemon.head import HeadFile
 from ironwork_hsm.daemon.latch import latch_of, make_private
 from ironwork_hsm.daemon.listener import Guard, listen
 from ironwork_hsm.daemon.operations import Operations
 from ironwork_hsm.daemon.rate import Rates
-from ironwork_hsm.daemon.record import Record, open_record
+from ironwork_hsm.daemon.record import LogRecord, Record, open_record
+from ironwork_hsm.daemon.record_key import DeviceSigner
 from ironwork_hsm.daemon.session import Session, SessionLimits
 from ironwork_hsm.daemon.settings import Settings
 from ironwork_hsm.interface import ConfigurationError
@@ -33,22 +37,34 @@ class Process:
     """Everything that runs. status() says how it stands."""
 
     def __init__(
-        self, settings: Settings, record: Record, devices: Sequence[Device], guard: Guard
+        self,
+        record: Record,
+        checkpoints: RecordCheckpoints | None,
+        devices: Sequence[Device],
+        guard: Guard,
     ) -> None:
-        self._settings = settings
         self._record = record
+        self._checkpoints = checkpoints
         self._devices = devices
         self._guard = guard
 
     def status(self) -> bytes:
         """JSON, for `ironwork-hsmd status` and health."""
+        signed = self._checkpoints
+        standing = Standing.UNSIGNED if signed is None else signed.standing()
         return json.dumps(
             {
                 "pid": os.getpid(),
                 "healthy": self._record.problem is None
+                and standing not in (Standing.LATE, Standing.REFUSED)
                 and all(device.state is State.READY for device in self._devices),
                 "devices": [_describe(device) for device in self._devices],
-                "record": {"origin": self._record.origin, "problem": self._record.problem},
+                "record": {
+                    "origin": self._record.origin,
+                    "problem": self._record.problem,
+                    "signature": standing.value,
+                    "signed_entries": 0 if signed is None else signed.size,
+                },
                 "connections": len(self._guard.sessions),
             }
         ).encode()
@@ -62,12 +78,16 @@ async def serve(settings: Settings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         listener = listen(settings.socket)
         stack.callback(listener.close)
-        record = open_record(settings.record_folder, settings.record_origin)
+        record = open_record(
+            settings.record_folder,
+            settings.record_origin,
+            signed=settings.record_key is not None,
+        )
         stack.push_async_callback(record.close)
         bounds = settings.bounds
         operations = Operations(record, Rates(bounds.operations_per_s, bounds.burst))
-        devices, signer = _devices(settings, operations)
-        everything = [*devices, *([signer] if signer is not None else [])]
+        devices, signer, record_key = _devices(settings, operations)
+        everything = [*devices, *(each for each in (signer, record_key) if each is not None)]
         operations.use(devices, signer)
         running = [asyncio.ensure_future(device.run()) for device in everything]
         stack.push_async_callback(_stop, running)
@@ -75,8 +95,9 @@ async def serve(settings: Settings) -> None:
             [asyncio.ensure_future(device.settled.wait()) for device in everything],
             timeout=bounds.open_s,
         )
+        checkpoints = await _sign(stack, settings, record, record_key, operations)
         guard = Guard(settings.allowed_uids, bounds.connections)
-        process = Process(settings, record, everything, guard)
+        process = Process(record, checkpoints, everything, guard)
         limits = SessionLimits(pipelined=bounds.pipelined, idle_s=bounds.idle_s)
         server = await asyncio.get_running_loop().create_unix_server(
             lambda: Session(guard, operations, process.status, limits), sock=listener.socket
@@ -96,8 +117,41 @@ async def serve(settings: Settings) -> None:
             session.abort()
 
 
-def _devices(settings: Settings, operations: Operations) -> tuple[list[Device], Device | None]:
-    """Not yet running. Two that have one PIN file have one lock. Raises ConfigurationError."""
+async def _sign(
+    stack: contextlib.AsyncExitStack,
+    settings: Settings,
+    record: LogRecord,
+    key: Device | None,
+    operations: Operations,
+) -> RecordCheckpoints | None:
+    """Sign the record from now on, to its last entry; None where it has no key. Raises
+    ConfigurationError.
+    """
+    if key is None:
+        log.warning("record.unsigned")
+        return None
+    head = HeadFile(settings.state, settings.record_origin)
+    stack.push_async_callback(head.close)
+    checkpoints = RecordCheckpoints(record, DeviceSigner(key), head)
+    await checkpoints.begin()
+    operations.signed_by(key, checkpoints.refusal)
+    task = asyncio.ensure_future(checkpoints.run())
+
+    async def end() -> None:
+        checkpoints.stop()
+        await asyncio.wait([task], timeout=ATTEMPT_DEADLINE_S * 2)
+        task.cancel()
+
+    stack.push_async_callback(end)
+    return checkpoints
+
+
+def _devices(
+    settings: Settings, operations: Operations
+) -> tuple[list[Device], Device | None, Device | None]:
+    """Those of the master keys, the signer, and the record's own key; not yet running. Two that
+    have one PIN file have one lock. Raises ConfigurationError.
+    """
     locks: dict[Path, asyncio.Lock] = {}
 
     def make(role: str, uri: str) -> Device:
@@ -117,7 +171,8 @@ def _devices(settings: Settings, operations: Operations) -> tuple[list[Device], 
     if len({device.name for device in devices}) < len(devices):
         raise ConfigurationError("backends: two URIs name the same master key.")
     signer = make(child.SIGNER, settings.signer) if settings.signer is not None else None
-    return devices, signer
+    own = settings.record_key
+    return devices, signer, make(child.SIGNER, own) if own is not None else None
 
 
 def name_of(uri: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ironwork_hsm.apart import refuse_shared
 from ironwork_hsm.interface import ConfigurationError
 from ironwork_hsm.remote.place import checked_path
 from ironwork_hsm.remote.wire import MAX_KEYS
@@ -51,8 +52,9 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that the process needs to know. backends: the first wraps, all unwrap. state: a
-    folder for what is remembered over restarts.
+    """Everything that the process needs to know. backends: the first wraps, all unwrap. signer: of
+    the server's log. state: a folder for what is remembered over restarts. record_key: the URI of
+    the key that signs this process' own record; None: it is not signed.
     """
 
     socket: Path
@@ -63,6 +65,7 @@ class Settings:
     overwrite_freed: bool
     record_folder: Path
     record_origin: str
+    record_key: str | None
     bounds: Bounds
 
 
@@ -87,18 +90,20 @@ def from_values(values: Mapping[str, object]) -> Settings:
     _refuse_unknown(values, (*_TOP, *_SECTIONS), "")
     record = _section(values, "record")
     limits = _section(values, "limits")
-    _refuse_unknown(record, ("folder", "origin"), "record.")
+    _refuse_unknown(record, ("folder", "origin", "signing_key"), "record.")
     _refuse_unknown(limits, tuple(_LIMITS), "limits.")
-    signer = values.get("signer")
+    backends = _backends(values.get("backends"))
+    signer = _optional(values, "signer", "")
     return Settings(
         socket=checked_path(_path(values, "socket", "")),
         allowed_uids=_uids(values.get("allowed_uids")),
-        backends=_backends(values.get("backends")),
-        signer=None if signer is None else _text(signer, "signer"),
+        backends=backends,
+        signer=signer,
         state=_path(values, "state", ""),
         overwrite_freed=_flag(values.get("overwrite_freed", True), "overwrite_freed"),
         record_folder=_path(record, "folder", "record."),
         record_origin=_origin(record.get("origin")),
+        record_key=_record_key(record, backends, signer),
         bounds=_bounds(limits),
     )
 
@@ -129,6 +134,28 @@ def _path(values: Mapping[str, object], name: str, prefix: str) -> Path:
     if not path.is_absolute():
         raise ConfigurationError(f"{prefix}{name} must be an absolute path.")
     return path
+
+
+def _optional(values: Mapping[str, object], name: str, prefix: str) -> str | None:
+    return None if values.get(name) is None else _text(values[name], prefix + name)
+
+
+def _record_key(
+    record: Mapping[str, object], backends: Sequence[str], signer: str | None
+) -> str | None:
+    """Apart from the master keys', and from the one that signs whatever a client asks it to."""
+    uri = _optional(record, "signing_key", "record.")
+    if uri is None:
+        return None
+    if uri.partition(":")[0].lower() == "unix":
+        raise ConfigurationError("record.signing_key is a device's URI, not this process' own.")
+    if signer is not None:
+        if uri.partition("?")[0] == signer.partition("?")[0]:
+            raise ConfigurationError("record.signing_key names the key of signer.")
+        refuse_shared("record.signing_key", uri, whose="the signer's", other=signer)
+    for backend in backends:
+        refuse_shared("record.signing_key", uri, whose="a backend's", other=backend)
+    return uri
 
 
 def _flag(value: object, name: str) -> bool:

@@ -1,12 +1,9 @@
 """The key that signs the audit log's checkpoints, apart from the master key: opened and made."""
 
-from dataclasses import replace
-from pathlib import Path
-
 from ironwork_audit.tlog import VerifierKey
-from ironwork_hsm import Signer
+from ironwork_hsm import ConfigurationError, Signer
+from ironwork_hsm.apart import refuse_shared
 from ironwork_hsm.signers import create_signing_key, open_signer
-from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError
 from ironwork_server.custody.checkpoints import verifier_key
@@ -57,36 +54,10 @@ def _checked_uri(settings: Settings) -> str:
             " token of its own. Set it to that token's URI, and make the key with"
             " `ironwork-server audit-key create`."
         )
-    _refuse_shared_token(uri, settings.master_key.uris)
+    # Whoever can unwrap keys must not be able to sign the log, nor the other way round.
+    for master in settings.master_key.uris:
+        try:
+            refuse_shared("audit.signing_key", uri, whose="the master key's", other=master)
+        except ConfigurationError as error:
+            raise StartupError(str(error)) from None
     return uri
-
-
-def _refuse_shared_token(signing_key: str, master_keys: tuple[str, ...]) -> None:
-    """Whoever can unwrap keys must not be able to sign the log, nor the other way round."""
-    if not signing_key.lower().startswith("pkcs11:"):
-        return
-    signing = parse_pkcs11_uri(signing_key)
-    for text in master_keys:
-        if not text.lower().startswith("pkcs11:"):
-            continue
-        master = parse_pkcs11_uri(text)
-        if _token(signing) == _token(master):
-            raise StartupError(
-                "audit.signing_key names the master key's token: give it a token of its own."
-            )
-        if _same_file(signing.pin_source, master.pin_source):
-            raise StartupError(
-                "audit.signing_key names the master key's PIN file: give it a PIN of its own."
-            )
-
-
-def _token(uri: Pkcs11Uri) -> str:
-    """Everything of a URI that says which token, and nothing that says which key."""
-    return replace(uri, object="any").name
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return one.resolve() == other.resolve()

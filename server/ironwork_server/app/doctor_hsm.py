@@ -130,6 +130,7 @@ async def _process(socket: Path) -> list[Finding]:
     if report.get("healthy") is not True:
         mend = "Ask it: ironwork-hsmd status --config FILE."
         found.append(fail(f"{check} health", f"not healthy: {_problems(report)}", mend))
+    found += _record(check, report)
     found.append(
         ok(
             "hsm what this server could do",
@@ -138,6 +139,20 @@ async def _process(socket: Path) -> list[Finding]:
         )
     )
     return found
+
+
+def _record(check: str, report: dict[str, Any]) -> list[Finding]:
+    """Whether the process' own record is signed."""
+    record = report.get("record")
+    signature = record.get("signature") if isinstance(record, dict) else None
+    if signature == "SIGNED":
+        return [ok(f"{check} record", "signed by a key of its own")]
+    if signature == "UNSIGNED":
+        mend = "Give it a key in a token of its own: record.signing_key (docs/master-key.md)."
+        says = "UNSIGNED: whoever holds its folder can rewrite it"
+        return [warn(f"{check} record", says, mend)]
+    mend = "Ask it: ironwork-hsmd status --config FILE; see to the token of record.signing_key."
+    return [fail(f"{check} record", f"its checkpoints fail: {signature}", mend)]
 
 
 def _problems(report: dict[str, Any]) -> str:

@@ -13,12 +13,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ironwork_audit.publishing import ATTEMPT_DEADLINE_S
 from ironwork_hsm import KeyWrapper
 from ironwork_hsm.backends import open_backend
 from ironwork_server.app.audit_key import open_audit_signer
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError
-from ironwork_server.custody.checkpoints import ATTEMPT_DEADLINE_S, Checkpointer
+from ironwork_server.custody.checkpoints import Checkpointer
 from ironwork_server.custody.operator_records import OperatorRecords
 from ironwork_server.journal import FileJournal, JournalError
 from ironwork_server.store import Store, open_store

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import grpc.aio
 
+from ironwork_audit.publishing import ATTEMPT_DEADLINE_S
 from ironwork_hsm import HsmError, KeyWrapper
 from ironwork_hsm.backends import open_backend
 from ironwork_server.access.errors import AccessConfigurationError
@@ -35,7 +36,7 @@ from ironwork_server.core.names import PageTokens
 from ironwork_server.core.ports import HeadStore, Journal, KeyStore
 from ironwork_server.core.routes import RouteTable
 from ironwork_server.custody.add_key import KeyAdder
-from ironwork_server.custody.checkpoints import ATTEMPT_DEADLINE_S, Checkpointer
+from ironwork_server.custody.checkpoints import Checkpointer
 from ironwork_server.custody.data_key_cache import DataKeyCache
 from ironwork_server.custody.delete_key import KeyDeleter
 from ironwork_server.custody.gate import Gate

@@ -14,18 +14,19 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from ironwork_audit.log import Tree
-from ironwork_audit.tlog import (
-    BadNote,
-    Checkpoint,
-    KeyType,
-    Signature,
-    VerifierKey,
-    format_note,
-    parse_note,
+from ironwork_audit.publishing import (
+    ATTEMPT_DEADLINE_S,
+    INTERVAL_S,
+    SIGN,
+    KeyDiffers,
+    Schedule,
+    log_key,
+    signed_note,
+    signed_size,
 )
-from ironwork_audit.tlog.signed import SignatureRefused, open_checkpoint
+from ironwork_audit.tlog import Checkpoint, VerifierKey, parse_note
+from ironwork_audit.tlog.signed import SignatureRefused
 from ironwork_hsm import HsmError, Signer
-from ironwork_hsm.interface import SignatureAlgorithm
 from ironwork_server.core.described import described
 from ironwork_server.core.errors import IronworkError, Unavailable
 from ironwork_server.core.ports import HeadStore, Journal
@@ -36,21 +37,8 @@ from ironwork_server.custody.vault import map_hsm_error
 
 log = logging.getLogger(__name__)
 
-# How often entries are looked for. With the tiles' syncs and a signature, within a second.
-INTERVAL_S: Final = 0.5
 # How long an admin call waits for its checkpoint before it is answered as failed.
 PUBLISH_DEADLINE_S: Final = 5.0
-# The whole of one attempt: tiles, two records, a signature, the checkpoint's file.
-ATTEMPT_DEADLINE_S: Final = 15.0
-# After a failure: tried again by itself, each attempt at the cost of two entries.
-RETRY_S: Final = (1.0, 2.0, 5.0, 10.0)
-# An entry without a checkpoint for so long makes health NOT_SERVING.
-LATE_S: Final = 10.0
-
-_TYPES: Final = {
-    SignatureAlgorithm.ED25519: KeyType.ED25519,
-    SignatureAlgorithm.ECDSA_P256: KeyType.ECDSA,
-}
 
 
 class PublishedJournal(Journal, GuardedJournal, Protocol):
@@ -70,7 +58,7 @@ class PublishedJournal(Journal, GuardedJournal, Protocol):
 
 def verifier_key(origin: str, signer: Signer) -> VerifierKey:
     """The public half as C2SP writes it: its name is the log's origin."""
-    return VerifierKey(origin, _TYPES[signer.algorithm], signer.public_key)
+    return log_key(origin, signer.algorithm, signer.public_key)
 
 
 class Checkpointer:
@@ -97,50 +85,41 @@ class Checkpointer:
         self._writing = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._stopping = False
-        # Entries below this index are under a published checkpoint.
-        self._size = 0
+        self._schedule = Schedule()
         self._waiting: dict[asyncio.Future[None], int] = {}
-        self._failures = 0
-        self._retry_at = 0.0
-        self._behind_since: float | None = None
 
     async def resume(self) -> None:
         """Begin where the published checkpoint ends: before the first of run(). Raises Unavailable:
         AUDIT_KEY_DIFFERS where it was not signed by this key, AUDIT_ORIGIN_TAKEN and
         AUDIT_ROLLED_BACK as HeadGuard says, what the store does not do; OSError.
         """
-        note = self._journal.checkpoint()
-        if note is not None:
-            self._size = self._signed_size(note)
-        await self._guard.begin()
-
-    def _signed_size(self, note: bytes) -> int:
         try:
-            return open_checkpoint(note, self.key).checkpoint.size
-        except (SignatureRefused, BadNote):
+            self._schedule.size = signed_size(self._journal.checkpoint(), self.key)
+        except KeyDiffers:
             raise Unavailable(
                 "The audit log's checkpoint was not signed by audit.signing_key: set the setting"
                 " back to the key that this log was begun with, or begin a new folder and origin.",
                 reason="AUDIT_KEY_DIFFERS",
             ) from None
+        await self._guard.begin()
 
     async def cosigned(self, note: bytes) -> None:
         """Publish the checkpoint anew with its witnesses' signatures; nothing where a newer one is
         published. Raises Unavailable.
         """
         async with self._writing:
-            if Checkpoint.parse(parse_note(note).text).size == self._size:
+            if Checkpoint.parse(parse_note(note).text).size == self._schedule.size:
                 await self._journal.publish(note)
 
     def require(self) -> None:
         """Raises Unavailable while checkpoints fail: an admin call is refused before it acts."""
         self._guard.require()
-        if self._failures:
+        if self._schedule.failing:
             raise _unavailable()
 
     async def published(self, reference: AuditReference) -> None:
         """Wait until a checkpoint covers the entry. Raises Unavailable."""
-        if reference.index < self._size:
+        if reference.index < self._schedule.size:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[future] = reference.index
@@ -154,12 +133,11 @@ class Checkpointer:
             del self._waiting[future]
 
     async def check(self) -> None:
-        """For health. Raises Unavailable where an entry has waited for longer than LATE_S, and for
-        good once another process has signed this origin.
+        """For health. Raises Unavailable where an entry has waited for too long
+        (publishing.LATE_S), and for good once another process has signed this origin.
         """
         self._guard.require()
-        since = self._behind_since
-        if since is not None and self._clock() - since > LATE_S:
+        if self._schedule.is_late(self._clock()):
             raise _unavailable()
 
     async def run(self) -> None:
@@ -173,7 +151,7 @@ class Checkpointer:
             self._wanted.clear()
             await self._look()
         # What the service said at its end is published too.
-        self._retry_at = 0.0
+        self._schedule.hurry()
         await self._look()
 
     def stop(self) -> None:
@@ -183,12 +161,10 @@ class Checkpointer:
 
     async def _look(self) -> None:
         now = self._clock()
-        if self._journal.due <= self._size:
+        if not self._schedule.is_due(self._journal.due, now):
             self._settle()
             return
-        if self._behind_since is None:
-            self._behind_since = now
-        if now < self._retry_at:
+        if not self._schedule.may_try(now):
             self._refuse()
             return
         try:
@@ -200,10 +176,9 @@ class Checkpointer:
             log.error("error.unexpected", extra=described(error))  # noqa: TRY400
             self._failed("INTERNAL")
         else:
-            if self._failures:
+            if self._schedule.failing:
                 log.info("checkpoint.recovered")
-            self._failures = 0
-            self._behind_since = None if self._journal.due <= self._size else now
+            self._schedule.succeeded(self._journal.due, now)
             self._settle()
 
     async def _publish(self) -> None:
@@ -212,16 +187,15 @@ class Checkpointer:
         await self._guard.record(tree)
         text = Checkpoint(self._journal.origin, tree.size, tree.root).text
         value = await self._sign(text.encode(), tree.size)
-        note = format_note(text, [Signature.of(self.key, value)])
         try:
-            open_checkpoint(note, self.key)
-        except (SignatureRefused, BadNote):
+            note = signed_note(text, self.key, value)
+        except SignatureRefused:
             raise Unavailable(
                 "The HSM gave a signature that is none.", reason="SIGNATURE_WRONG"
             ) from None
         async with self._writing:
             await self._journal.publish(note)
-            self._size = tree.size
+            self._schedule.size = tree.size
         self._on_checkpoint(note)
 
     async def _sign(self, text: bytes, size: int) -> bytes:
@@ -260,7 +234,7 @@ class Checkpointer:
     ) -> AuditEvent:
         return AuditEvent(
             phase=phase,
-            operation="hsm.sign",
+            operation=SIGN,
             correlation_id=correlation_id,
             time=datetime.now(UTC),
             success=success,
@@ -275,9 +249,7 @@ class Checkpointer:
         )
 
     def _failed(self, reason: str) -> None:
-        delay = RETRY_S[min(self._failures, len(RETRY_S) - 1)]
-        self._failures += 1
-        self._retry_at = self._clock() + delay
+        self._schedule.failed(self._clock())
         log.error("checkpoint.failed", extra={"reason": reason})
         self._refuse()
 
@@ -291,7 +263,7 @@ class Checkpointer:
 
     def _settle(self) -> None:
         for future, index in self._waiting.items():
-            if index < self._size and not future.done():
+            if index < self._schedule.size and not future.done():
                 future.set_result(None)
             elif not future.done():
                 self._wanted.set()

@@ -13,14 +13,12 @@ from typing import Final
 
 from ironwork_audit import Event, render
 from ironwork_audit.log import AppendLog, WriteFailed
+from ironwork_audit.publishing import SIGN
 from ironwork_server.core.errors import Unavailable
 from ironwork_server.core.values import AuditReference
 from ironwork_server.journal.events import own_event
 
 _log = logging.getLogger(__name__)
-
-# Signing a checkpoint is on record like every HSM operation, and is never a reason for another.
-SIGN: Final = "hsm.sign"
 
 # An event is under 24 KiB (a test computes it), so a commit is under 2 MiB.
 MAX_COMMIT_EVENTS: Final = 64

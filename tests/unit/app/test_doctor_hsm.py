@@ -181,6 +181,7 @@ async def test_the_hsm_process(sick: Sick, look: Look, shared_hsmd: Hsmd) -> Non
     said = of(findings, Status.OK)
     assert "it has no PIN" in said["hsm what this server could do"]
     assert "hsm in-process" not in of(findings, Status.WARN)
+    assert any("UNSIGNED" in text for text in of(findings, Status.WARN).values())
 
 
 async def test_an_hsm_process_that_is_not_there(sick: Sick, look: Look) -> None:
@@ -203,6 +204,29 @@ async def test_an_hsm_process_that_is_not_well(
     sick.production.settings["master_key"] = {"uris": [shared_hsmd.uri]}
     said = of(await look(), Status.FAIL)
     assert any("pkcs11:one: PIN_REFUSED" in text for text in said.values())
+
+
+@pytest.mark.parametrize(
+    ("signature", "status"),
+    [("SIGNED", Status.OK), ("UNSIGNED", Status.WARN), ("LATE", Status.FAIL), (None, Status.FAIL)],
+)
+async def test_the_hsm_process_own_record(
+    sick: Sick,
+    look: Look,
+    shared_hsmd: Hsmd,
+    monkeypatch: pytest.MonkeyPatch,
+    signature: str | None,
+    status: Status,
+) -> None:
+    """Whether the HSM process' record is signed is told, and a signature that fails fails."""
+    from ironwork_server.app import doctor_hsm
+
+    async def told(_: object) -> dict[str, Any]:
+        return {"healthy": True, "devices": [], "record": {"signature": signature}}
+
+    monkeypatch.setattr(doctor_hsm, "read_status", told)
+    sick.production.settings["master_key"] = {"uris": [shared_hsmd.uri]}
+    assert any(check.endswith("record") for check in of(await look(), status))
 
 
 def test_the_command(

@@ -11,6 +11,7 @@ from fixtures.journal_events import entries, made, operations
 from fixtures.log_check import check_checkpoint
 from fixtures.migrated import NewStore
 from fixtures.signing import MakeSigningKey, SigningKeyFiles
+from ironwork_audit import publishing
 from ironwork_audit.tlog import Checkpoint, Signature, format_note, parse_note
 from ironwork_audit.tlog.signed import open_checkpoint
 from ironwork_hsm import HsmError, Signer
@@ -214,12 +215,12 @@ async def test_a_sick_signer(
     with pytest.raises(Unavailable):  # at once, without another attempt
         await checkpointer.published(await running.append())
     assert len(entries(running.folder)) == before + 1
-    running.now += checkpoints.LATE_S + 0.1
+    running.now += publishing.LATE_S + 0.1
     with pytest.raises(Unavailable):
         await checkpointer.check()
     assert running.size == 0
     signer.fault, signer.wrong = None, False
-    running.now += max(checkpoints.RETRY_S)
+    running.now += max(publishing.RETRY_S)
     await checkpointer.published(reference)
     checkpointer.require()
     await checkpointer.check()
@@ -250,7 +251,7 @@ async def test_a_busy_log_is_never_late_while_it_is_published(
     """What counts is how long an entry waits, not that there is always one that does."""
     for _ in range(5):
         await running.checkpointer.published(await running.append())
-        running.now += checkpoints.LATE_S * 0.6
+        running.now += publishing.LATE_S * 0.6
         await running.append()
         await running.checkpointer.check()
 

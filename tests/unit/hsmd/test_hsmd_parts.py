@@ -71,6 +71,7 @@ def test_settings_have_safe_defaults() -> None:
         ({"signer": ""}, "signer"),
         ({"overwrite_freed": "secret-value"}, "overwrite_freed"),
         ({"record": {"folder": "/x", "origin": "Secret-Value"}}, "record.origin"),
+        ({"record": {"folder": "/x", "origin": "a", "signing_key": 1}}, "record.signing_key"),
     ],
 )
 def test_wrong_settings_are_named_and_not_quoted(change: dict[str, Any], named: str) -> None:
@@ -79,6 +80,32 @@ def test_wrong_settings_are_named_and_not_quoted(change: dict[str, Any], named: 
         settings.from_values({**ENOUGH, **change})
     assert named in str(caught.value).lower()
     assert "secret-value" not in str(caught.value).lower()
+
+
+URI = "pkcs11:token={};object={}?module-path=/x&pin-source=file:/{}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        (URI.format("t", "record", "own"), "a backend's token"),
+        (URI.format("own", "record", "y"), "a backend's PIN file"),
+        (URI.format("log", "record", "own"), "the signer's token"),
+        (URI.format("own", "record", "log"), "the signer's PIN file"),
+        (URI.format("log", "log", "log"), "the key of signer"),
+        ("unix:/run/hsm.sock", "a device's URI"),
+    ],
+)
+def test_the_records_key_is_apart(uri: str, said: str) -> None:
+    """Its token and PIN are not those of a master key, nor those of the signer, which signs
+    whatever a client asks it to.
+    """
+    values = dict(ENOUGH) | {"signer": URI.format("log", "log", "log")}
+    own = URI.format("own", "record", "own")
+    loaded = settings.from_values({**values, "record": {**ENOUGH["record"], "signing_key": own}})
+    assert loaded.record_key == own
+    with pytest.raises(ConfigurationError, match=said):
+        settings.from_values({**values, "record": {**ENOUGH["record"], "signing_key": uri}})
 
 
 def test_a_settings_file_that_is_none_is_refused(tmp_path: Path) -> None:

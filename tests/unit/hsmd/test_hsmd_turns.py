@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from ironwork_audit import INTENT, Event
 from ironwork_hsm import Busy, HsmError, Unavailable
 from ironwork_hsm.daemon.device import Device, Limits, State
+from ironwork_hsm.daemon.record import Intent
 from ironwork_hsm.daemon.turns import Asker, Turns
 from ironwork_hsm.remote import wire
 from ironwork_hsm.remote.codec import LENGTH
@@ -188,10 +191,12 @@ async def test_a_process_that_is_given_up_leaves_nobody_waiting() -> None:
 class Watch:
     """Records nothing; the child is gone once its round trip was answered."""
 
-    async def opening(self, device: Device) -> int:
-        return 0
+    async def opening(self, device: Device) -> Intent:
+        now = datetime.now(UTC)
+        event = Event(phase=INTENT, operation="hsm.open", correlation_id="c", time=now)
+        return Intent(event, 0)
 
-    async def opened(self, device: Device, intent: int, error: HsmError | None) -> None:
+    async def opened(self, intent: Intent, error: HsmError | None) -> None:
         pass
 
     async def probe(self, device: Device) -> HsmError | None:
