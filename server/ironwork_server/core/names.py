@@ -58,6 +58,11 @@ def parse_key_name(value: str, *, field: str = "name") -> tuple[str, str]:
     return match[1], match[2]
 
 
+def is_key_name(value: str) -> bool:
+    """Whether parse_key_name takes it."""
+    return _KEY_NAME.fullmatch(value) is not None
+
+
 def key_name(workspace: str, key_id: str) -> str:
     """`workspaces/{workspace}/keys/{key}`."""
     return f"workspaces/{workspace}/keys/{key_id}"

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
+from ironwork_server.core.envelope import DATA_KEY_LENGTH, wipe
 from ironwork_server.core.values import BreakGlassCopy
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -101,12 +102,18 @@ class RecoveryKey:
         )
 
     def open(self, copy: BreakGlassCopy, context: bytes) -> bytearray:
-        """The data key, which the caller wipes. Raises BreakGlassError."""
+        """The data key, which the caller wipes. Raises BreakGlassError, also for what somebody
+        sealed who did not know that a data key has 32 bytes: base mode lets anybody seal.
+        """
         try:
             info = _info(self.recipient.id, context)
-            return bytearray(_SUITE.decrypt(copy.sealed, self._key, info=info))
+            opened = bytearray(_SUITE.decrypt(copy.sealed, self._key, info=info))
         except InvalidTag:
             raise BreakGlassError("The copy does not open: it was altered or moved.") from None
+        if len(opened) != DATA_KEY_LENGTH:
+            wipe(opened)
+            raise BreakGlassError("The copy holds no data key: it was planted.")
+        return opened
 
 
 _NO_PUBLIC_KEY = "It holds no X25519 public key in PEM: make one with `break-glass keygen`."

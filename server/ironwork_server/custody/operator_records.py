@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from ironwork_audit import FieldRefused
 from ironwork_hsm import MAX_TRIALS, HsmError, KeyWrapper, MechanismRefused
 from ironwork_server.core.ports import Journal
 from ironwork_server.core.values import AuditEvent, AuditReference, Phase
 from ironwork_server.custody.vault import map_hsm_error
 from ironwork_server.custody.versions import wraps_with
+from ironwork_server.journal.events import to_event
 
 T = TypeVar("T")
 Details = Mapping[str, str | int]
@@ -51,6 +53,16 @@ class OperatorRecords:
     def __init__(self, journal: Journal, principal: str) -> None:
         self._journal = journal
         self._principal = principal
+
+    def can_hold(self, operation: Operation) -> bool:
+        """Whether the log has room for what an operation says: names that were read from the store
+        may be of any form, if somebody wrote to it.
+        """
+        try:
+            to_event(self._event(Phase.INTENT, operation))
+        except FieldRefused:
+            return False
+        return True
 
     async def write(
         self, outcomes: Sequence[Outcome] = (), intents: Sequence[Operation] = ()

@@ -29,7 +29,7 @@ from ironwork_server.custody.operator_records import (
     Outcome,
     prove,
 )
-from ironwork_server.custody.vault import map_hsm_error
+from ironwork_server.custody.vault import damaged, map_hsm_error
 from ironwork_server.custody.versions import Wraps, follow, wraps_with
 
 # Rows that are under way at once: two records for each fit one append of the log.
@@ -193,8 +193,12 @@ class Rewrapper:
 
     def _obstacle(self, item: _Item) -> str:
         """Why an item cannot be opened at all; empty where it is to be tried."""
+        if self._recovery_key is None and item.wrapped.backend not in self._by_name:
+            return REASON_NOT_CONFIGURED
+        if not self._records.can_hold(item.unwrapping):
+            return damaged().reason
         if self._recovery_key is None:
-            return "" if item.wrapped.backend in self._by_name else REASON_NOT_CONFIGURED
+            return ""
         held = item.copy is not None and item.copy.recipient == self._recovery_key.recipient.id
         return "" if held else REASON_COPY_MISSING
 

@@ -21,7 +21,7 @@ from ironwork_server.custody.echo import EchoJudge, GuardedResponse
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.in_flight import CallScope, InFlight, KeyRef
 from ironwork_server.custody.last_used import UseRecorder
-from ironwork_server.custody.vault import Vault, binding_of, key_length
+from ironwork_server.custody.vault import Vault, binding_of, check_row, key_length
 
 # Reads of the current key, each of which may be overtaken by a deletion, for one preparation.
 MAX_READS = 3
@@ -136,6 +136,7 @@ class KeyUser:
         self, permit: Permit, serving: Serving, register: Callable[[KeyRef], None]
     ) -> Injector:
         row, read_at = await self._current(permit.workspace)
+        check_row(permit, row)
         serving.key = row
         register((row.workspace, row.key_id))
         permit.note(key_id=row.key_id, key_mask=row.mask)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC
 from time import perf_counter
 
+from ironwork_audit import fits
 from ironwork_hsm import (
     BlobRejected,
     Busy,
@@ -30,6 +31,7 @@ from ironwork_server.core.envelope import (
 )
 from ironwork_server.core.errors import DataLoss, IronworkError, Unavailable
 from ironwork_server.core.meter import SILENT, Meter
+from ironwork_server.core.names import is_key_name
 from ironwork_server.core.ports import KeyStore
 from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import (
@@ -94,8 +96,7 @@ class Vault:
     async def unwrap(self, permit: Permit, row: StoredKey) -> bytearray:
         """A row's data key, for one use; the caller wipes it. Errors: DataLoss, Unavailable."""
         permit.require(Action.WITH_KEY)
-        if row.workspace != permit.workspace or row.sealed.format != FORMAT:
-            raise damaged()
+        check_row(permit, row)
         binding, wrapped = binding_of(row), row.sealed.wrapped
 
         async def ask() -> tuple[bytearray, AuditReference]:
@@ -181,17 +182,23 @@ class Vault:
                 reason="MASTER_KEY_NOT_CONFIGURED",
                 metadata={"backend": wrapped.backend},
             )
-        async with self._recorded(
-            permit,
-            "hsm.unwrap",
-            key_id,
-            purpose=_purpose(key_id),
-            backend=wrapped.backend,
-            master_key_version=wrapped.key_version,
-            mechanism=wrapped.mechanism,
-        ) as intent:
-            opened = await wrapper.unwrap(wrapped, context, reference=permit.correlation_id)
-            return opened, intent
+        opened = bytearray()
+        try:
+            async with self._recorded(
+                permit,
+                "hsm.unwrap",
+                key_id,
+                purpose=_purpose(key_id),
+                backend=wrapped.backend,
+                master_key_version=wrapped.key_version,
+                mechanism=wrapped.mechanism,
+            ) as intent:
+                opened = await wrapper.unwrap(wrapped, context, reference=permit.correlation_id)
+        except BaseException:
+            # Also what was opened and could not be put on record.
+            wipe(opened)
+            raise
+        return opened, intent
 
     @asynccontextmanager
     async def _recorded(
@@ -231,6 +238,23 @@ class Vault:
                     details=details,
                 )
             )
+
+
+def check_row(permit: Permit, row: StoredKey) -> None:
+    """Raises DataLoss for a row that is not this workspace's, or not as any AddKey made it: nothing
+    of it is put on record, since the log would refuse it, and the call's outcome with it.
+    """
+    wrapped = row.sealed.wrapped
+    whole = (
+        row.workspace == permit.workspace
+        and row.sealed.format == FORMAT
+        and key_length(row) > 0
+        and is_key_name(row.name)
+        and fits("mechanism", wrapped.mechanism)
+        and fits("master_key_version", wrapped.key_version)
+    )
+    if not whole:
+        raise damaged()
 
 
 def binding_of(row: StoredKey) -> Binding:

@@ -27,7 +27,7 @@ from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import Action, BreakGlassCopy, Swap
 from ironwork_server.custody.break_glass import BreakGlassError, Recipient, RecoveryKey
 from ironwork_server.custody.rewrap import Report, Rewrapper
-from ironwork_server.custody.vault import Vault
+from ironwork_server.custody.vault import Vault, binding_of
 from ironwork_server.store import Store
 
 from .conftest import Custody
@@ -237,3 +237,27 @@ async def test_what_has_no_copy_is_told(scene: Scene, make_token: MakeToken) -> 
     assert report.failed == {"BREAK_GLASS_COPY_MISSING": 3, "BREAK_GLASS_COPY_DAMAGED": 1}
     for number, row in enumerate(rows):
         assert await opened_key(scene.store, scene.wrapper, row.key_id) == KEY + b"%d" % number
+
+
+@pytest.mark.parametrize("length", [0, 31, 33, 100_000])
+async def test_a_planted_copy_stops_nothing(
+    scene: Scene, make_token: MakeToken, length: int
+) -> None:
+    """Anybody can seal a copy for the public half: what it holds is a data key, of 32 bytes, or
+    that one row stays behind and all others move.
+    """
+    rows = [await sealed_row(scene.store, scene.wrapper, KEY + b"%d" % n) for n in (0, 1)]
+    await create_pepper(scene.store, scene.wrapper)
+    await scene.rewrap(recipient=PAIR.recipient)
+    planted = await scene.store.get("acme", rows[0].key_id)
+    assert planted is not None
+    copy = PAIR.recipient.seal(bytes(length), wrap_context(binding_of(planted)))
+    with pytest.raises(BreakGlassError):
+        PAIR.open(copy, wrap_context(binding_of(planted)))
+    wrapped = planted.sealed.wrapped
+    await scene.store.swap([Swap(planted.sequence, wrapped, wrapped, copy)])
+    async with opened(make_token(with_key=True).uri) as new:
+        report = await scene.rewrap(new, recovery_key=PAIR)
+        assert await opened_key(scene.store, new, rows[1].key_id) == KEY + b"1"
+    assert report.moved == 1
+    assert report.failed == {"BREAK_GLASS_COPY_DAMAGED": 1}

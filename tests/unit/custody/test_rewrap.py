@@ -206,6 +206,25 @@ async def test_what_does_not_open_is_told_and_the_rest_moves(scene: Scene) -> No
     assert outcomes == {"", "KEY_RECORD_DAMAGED", "MASTER_KEY_VERSION_MISSING"}
 
 
+@pytest.mark.parametrize(
+    "planted",
+    [{"mechanism": "no such mechanism"}, {"mechanism": "m" * 65}, {"key_version": -1}],
+    ids=["form", "length", "version"],
+)
+async def test_a_row_that_cannot_be_told_of_is_left(scene: Scene, planted: dict[str, Any]) -> None:
+    """A row (or the pepper) whose wrapping cannot be put on record stays, and the rest moves:
+    whoever writes one such row to the database does not stop the others.
+    """
+    odd, _whole = await scene.rows(2)
+    wrapped = dataclasses.replace(odd.sealed.wrapped, **planted)
+    await scene.store.swap([Swap(odd.sequence, odd.sealed.wrapped, wrapped)])
+    await scene.store.create_pepper(wrapped)
+    report = await scene.run()
+    assert (report.moved, report.pepper_moved) == (1, False)
+    assert report.failed == {"KEY_RECORD_DAMAGED": 2}
+    assert report.examples == ["the pepper", odd.name]
+
+
 async def test_few_names_stand_for_many(scene: Scene) -> None:
     """However many rows fail, a report names ten."""
     report = Report()

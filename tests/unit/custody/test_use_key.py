@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ from ironwork_server.core.errors import (
     PreconditionFailed,
     Unavailable,
 )
-from ironwork_server.core.values import Action
+from ironwork_server.core.values import Action, Phase, StoredKey
+from ironwork_server.custody.gate import MAX_RECORDS
 from ironwork_server.custody.in_flight import CallScope
 from ironwork_server.custody.use_key import Serving
 from ironwork_server.custody.vault import Vault
@@ -139,6 +141,75 @@ async def test_a_row_of_another_format_does_not_open(custody: Custody) -> None:
     async with custody.admit(Action.WITH_KEY) as permit:
         with pytest.raises(DataLoss):
             await custody.vault.unwrap(permit, replace(row, sealed=replace(row.sealed, format=2)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key_id": "a b"},
+        {"sealed": {"ciphertext": b"short"}},
+        {"sealed": {"ciphertext": bytes(16)}},
+        {"sealed": {"nonce": b""}},
+        {"sealed": {"wrapped": {"mechanism": "no such mechanism"}}},
+        {"sealed": {"wrapped": {"key_version": -1}}},
+    ],
+    ids=["id", "short", "empty", "nonce", "mechanism", "version"],
+)
+async def test_a_planted_row_is_refused_on_record(
+    custody: Custody, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """A row that no AddKey made, whatever stands in it, is KEY_RECORD_DAMAGED, and the call has its
+    outcome in the log: whoever writes to the database leaves no intent open.
+    """
+    await add(custody)
+    row = await custody.store.current(WORKSPACE)
+    assert row is not None
+
+    async def planted(workspace: str) -> StoredKey:
+        return _changed(row, change)
+
+    monkeypatch.setattr(custody.store, "current", planted)
+    with pytest.raises(DataLoss) as refused:
+        await use(custody)
+    assert refused.value.reason == "KEY_RECORD_DAMAGED"
+    assert custody.anthropic.keys == []
+    outcome = custody.entries()[-1].event
+    assert (outcome.operation, outcome.phase) == ("WithKey", "outcome")
+    assert outcome.reason == "KEY_RECORD_DAMAGED"
+
+
+def _changed(value: Any, change: dict[str, Any]) -> Any:
+    """A copy of a dataclass, changed at any depth."""
+    return replace(
+        value,
+        **{
+            name: _changed(getattr(value, name), new) if isinstance(new, dict) else new
+            for name, new in change.items()
+        },
+    )
+
+
+async def test_a_data_key_without_its_record_is_wiped(
+    custody: Custody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the HSM opened is overwritten where its outcome cannot be put on record any more."""
+    await add(custody)
+    row = await custody.store.current(WORKSPACE)
+    assert row is not None
+    opened: list[bytearray] = []
+    real = custody.wrapper.unwrap
+
+    async def watched(*args: Any, **options: Any) -> bytearray:
+        opened.append(await real(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(custody.wrapper, "unwrap", watched)
+    async with custody.admit(Action.WITH_KEY) as permit:
+        for _ in range(MAX_RECORDS):
+            permit.after(permit.event(Phase.EVENT, "cache.use", success=True))
+        with pytest.raises(Unavailable):
+            await custody.vault.unwrap(permit, row)
+    assert opened == [bytearray(32)]
 
 
 async def test_a_record_of_an_unknown_backend_names_it(custody: Custody) -> None:
