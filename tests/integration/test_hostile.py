@@ -18,11 +18,13 @@ from fixtures.processes import Running, server
 from fixtures.production import Production
 from fixtures.server import ADMIN, AGENT, AUDITOR, PARENT, StartService, TestService
 from fixtures.softhsm import MakeToken
-from ironwork.keys.v1 import keys_pb2
+from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
 from ironwork_hsm.pkcs11 import rung
 from ironwork_server.app import grpc_server
 from ironwork_server.app.devpki import DevCa
+from ironwork_server.app.settings import MIN_MESSAGE_KIB
 from ironwork_server.cli.main import main
+from ironwork_server.rpc.context import MAX_STREAM_MESSAGE_BYTES
 
 CALL_S = 20.0
 KEYS = "/ironwork.keys.v1.KeyService"
@@ -73,6 +75,43 @@ async def test_unreadable_message_on_a_stream(service: TestService) -> None:
     await stream.write(NO_MESSAGE)
     assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "DecodeError" not in await stream.details()
+
+
+async def test_a_stream_message_that_is_far_too_long(service: TestService) -> None:
+    """It ends the stream, unparsed: it is not kept twice."""
+    stream = service.channel(AGENT).stream_stream(f"{KEYS}/WithKey")(timeout=CALL_S)
+    start = keys_pb2.Start(parent=PARENT)
+    await stream.write(keys_pb2.WithKeyRequest(start=start).SerializeToString())
+    await stream.read()
+    body = keys_pb2.RequestBody(data=bytes(MAX_STREAM_MESSAGE_BYTES))
+    await stream.write(keys_pb2.WithKeyRequest(body=body).SerializeToString())
+    assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"longer than {MAX_STREAM_MESSAGE_BYTES} bytes" in await stream.details()
+
+
+async def test_an_operator_bounds_what_a_message_costs(start_service: StartService) -> None:
+    """Where `limits.message_kib` is low, a longer message is not received, nor on a stream."""
+    service = await start_service(limits={"message_kib": MIN_MESSAGE_KIB})
+    stream = service.channel(AGENT).stream_stream(f"{KEYS}/WithKey")(timeout=CALL_S)
+    body = keys_pb2.RequestBody(data=bytes(MIN_MESSAGE_KIB * 1024))
+    await stream.write(keys_pb2.WithKeyRequest(body=body).SerializeToString())
+    assert await stream.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await service.keys().ListMasked(keys_pb2.ListMaskedRequest(parent=PARENT), timeout=CALL_S)
+
+
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_a_compressed_message_is_refused(
+    service: TestService, algorithm: grpc.Compression
+) -> None:
+    """Nobody makes the server unpack 10 MB out of 10 KB: messages come as they are, and what is not
+    is refused before it is unpacked.
+    """
+    admin = keys_pb2_grpc.KeyServiceStub(service.channel(ADMIN))
+    request = keys_pb2.AddKeyRequest(parent=PARENT, api_key=bytes(10_000_000))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await admin.AddKey(request, timeout=CALL_S, compression=algorithm)
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    await admin.ListMasked(keys_pb2.ListMaskedRequest(parent=PARENT), timeout=CALL_S)
 
 
 async def test_silent_streams_are_limited(start_service: StartService) -> None:

@@ -25,6 +25,7 @@ from ironwork_server.app.devpki import DevCa
 CALL_S = 30.0
 ADD = "/ironwork.keys.v1.KeyService/AddKey"
 DELETE = "/ironwork.keys.v1.KeyService/DeleteKey"
+WITH_KEY = "/ironwork.keys.v1.KeyService/WithKey"
 LIST = "/ironwork.keys.v1.KeyService/ListMasked"
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -85,6 +86,15 @@ async def test_who_may_never_call_is_refused_unread(service: TestService) -> Non
     (entry,) = (await service.audit().ListEntries(request, timeout=CALL_S)).entries
     event = parse(entry.event).event
     assert (event.principal, event.reason) == (spiffe(AGENT), "PERMISSION_DENIED")
+
+
+async def test_who_may_never_open_a_stream_is_refused_unread(service: TestService) -> None:
+    """A key-admin's WithKey is refused, and on record, although its start never comes."""
+    stream = service.channel(ADMIN).stream_stream(WITH_KEY)(timeout=CALL_S)
+    assert await refusal(stream.read()) == "PERMISSION_DENIED"
+    request = audit_pb2.ListEntriesRequest(operation="WithKey", principal=spiffe(ADMIN))
+    entries = (await service.audit().ListEntries(request, timeout=CALL_S)).entries
+    assert parse(entries[-1].event).event.reason == "PERMISSION_DENIED"
 
 
 async def test_slow_agents_do_not_delay_a_deletion(

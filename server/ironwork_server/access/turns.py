@@ -17,6 +17,9 @@ READING = 8
 READING_PER_NAME = 2
 # For the turn and the reading together; a request has nothing else to wait for.
 READING_S = 15.0
+# Of those for the reading itself: whoever sends slowly holds a turn no longer, so that nobody waits
+# for his own longer than this, however many send slowly (each has fewer than all the turns).
+HELD_S = 5.0
 
 
 class _Share:
@@ -36,10 +39,12 @@ class Turns:
         total: int = READING,
         per_name: int = READING_PER_NAME,
         deadline_s: float = READING_S,
+        held_s: float = HELD_S,
     ) -> None:
         self._total = total
         self._per_name = per_name
         self._deadline_s = deadline_s
+        self._held_s = held_s
         # By role and name; and by role alone.
         self._shares: dict[tuple[str, ...], _Share] = {}
 
@@ -57,6 +62,7 @@ class Turns:
                 self._share((role,), self._total) as everyones,
                 everyones,
             ):
+                self._bound(deadline)
                 yield
         except TimeoutError:
             if not deadline.expired():
@@ -66,6 +72,12 @@ class Turns:
                 reason="REQUEST_TIMEOUT",
                 retry_after_s=1.0,
             ) from None
+
+    def _bound(self, deadline: asyncio.Timeout) -> None:
+        """What is left for the reading, once it is this one's turn."""
+        ends_at, latest = deadline.when(), asyncio.get_running_loop().time() + self._held_s
+        if ends_at is not None and latest < ends_at:
+            deadline.reschedule(latest)
 
     @asynccontextmanager
     async def _share(self, whose: tuple[str, ...], turns: int) -> AsyncIterator[asyncio.Semaphore]:

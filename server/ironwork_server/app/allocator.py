@@ -23,7 +23,13 @@ PYTHON_ALLOCATOR = ("PYTHONMALLOC", "malloc")
 TUNABLES = "GLIBC_TUNABLES"
 # perturb: memory is filled with the byte when it is freed, and with its complement when it is
 # handed out (mallopt(3), M_PERTURB). The threads' caches would pass memory by that.
-OURS = {"glibc.malloc.perturb": "165", "glibc.malloc.tcache_count": "0"}
+# mmap_threshold: what is larger is the kernel's again as soon as it is freed. Left alone, glibc
+# raises it to 32 MiB with the first long message, and then keeps what a flood of them took.
+OURS = {
+    "glibc.malloc.perturb": "165",
+    "glibc.malloc.tcache_count": "0",
+    "glibc.malloc.mmap_threshold": "1048576",
+}
 # Says that this start is the second one; never left for children. No setting has such a name.
 MARK = "_IRONWORK_RESTARTED"
 

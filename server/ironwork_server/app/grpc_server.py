@@ -13,8 +13,6 @@ from ironwork_server.rpc.health import HealthMonitor
 from ironwork_server.rpc.key_service import KeyService
 from ironwork_server.rpc.receive import TableInterceptor
 
-# AddKey answers 10 MB of text with the field's name and the mend, so it has to arrive.
-MAX_MESSAGE_BYTES = 11 * 1024 * 1024
 # What gRPC holds of a stream that is not being read; an upload sends as much in a round trip.
 WINDOW_BYTES = 256 * 1024
 # A peer that has gone silent is noticed within the sum.
@@ -40,7 +38,9 @@ async def listen(
             # Two servers on one port would share its calls silently.
             ("grpc.so_reuseport", 0),
             ("grpc.max_concurrent_streams", settings.limits.streams_per_connection),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", settings.limits.message_kib * 1024),
+            # Bit 0, identity, alone: 10 KB of a compressed message would be unpacked into 10 MB.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
             ("grpc.max_metadata_size", 16 * 1024),
             # A stream's window, fixed: gRPC would grow it to what the network carries, and then
             # holds megabytes for each stream that nobody reads (ADR 0016).

@@ -45,6 +45,10 @@ def _path(path: Path) -> Path:
 PathName = Annotated[Path, AfterValidator(_path)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+# AddKey answers 10 MB of text with the field's name and the mend, so it has to arrive.
+MAX_MESSAGE_KIB = 11 * 1024
+# The longest that a client of ours sends, a request's head, has some 70 KiB.
+MIN_MESSAGE_KIB = 256
 
 
 class SettingsError(Exception):
@@ -166,6 +170,7 @@ class Limits(_Section):
     rate_per_principal: Count = 200
     max_keys: Count = 100
     streams_per_connection: Count = 256
+    message_kib: int = Field(default=MAX_MESSAGE_KIB, ge=MIN_MESSAGE_KIB, le=MAX_MESSAGE_KIB)
 
 
 class Streams(_Section):

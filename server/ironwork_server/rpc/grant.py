@@ -1,7 +1,7 @@
 """What lets a call in must hold until its end: policy, certificate, and the CA behind it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Protocol
@@ -11,6 +11,10 @@ from ironwork_server.core.values import Action, Principal, Resource
 from ironwork_server.custody.gate import Gate
 from ironwork_server.rpc.context import Context
 from ironwork_server.rpc.peer import Peers, untrusted
+
+# A certificate's end is a moment of the wall clock, which somebody may set, and a wait is not: so
+# the clock is looked at again, at the latest after so many seconds.
+LOOK_S = 15.0
 
 # Why what was under way has ended.
 EXPIRED = "CERTIFICATE_EXPIRED"
@@ -56,10 +60,18 @@ class EitherChange:
 class Grants:
     """Whether what a caller was let in for still holds. changes: policies' and client CAs'."""
 
-    def __init__(self, *, peers: Peers, gate: Gate, changes: Changes) -> None:
+    def __init__(
+        self,
+        *,
+        peers: Peers,
+        gate: Gate,
+        changes: Changes,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._peers = peers
         self._gate = gate
         self._changes = changes
+        self._now = now
 
     async def lost(
         self, context: Context, principal: Principal, action: Action, resource: Resource
@@ -67,7 +79,7 @@ class Grants:
         """Returns when it no longer holds, and why: EXPIRED, UNTRUSTED or REVOKED."""
         generation = self._changes.generation
         while True:
-            left = (principal.expires_at - datetime.now(UTC)).total_seconds()
+            left = (principal.expires_at - self._now()).total_seconds()
             if left <= 0:
                 return EXPIRED
             if not self._peers.trusts(context):
@@ -85,7 +97,7 @@ class Grants:
 
     async def _newer(self, generation: int, seconds: float) -> int:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(min(seconds, LOOK_S)):
                 return await self._changes.wait_newer(generation)
         except TimeoutError:
             return generation

@@ -20,7 +20,7 @@ from ironwork_server.core.meter import SILENT, Meter
 from ironwork_server.core.values import Claims
 from ironwork_server.custody.gate import Gate
 from ironwork_server.rpc.chain import unreadable
-from ironwork_server.rpc.context import Context
+from ironwork_server.rpc.context import MAX_STREAM_MESSAGE_BYTES, TOO_LONG, Context
 from ironwork_server.rpc.errors import abort, sealed, to_status
 from ironwork_server.rpc.peer import Peers, address
 from ironwork_server.rpc.table import TABLE, Rpc
@@ -70,8 +70,9 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
         if registered is None:
             return None
         handler: Any = registered  # the stubs know the synchronous kind only
+        read = _bounded if handler.stream_stream else _forgiving
         serialization = {
-            "request_deserializer": _forgiving(handler.request_deserializer),
+            "request_deserializer": read(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
@@ -124,6 +125,12 @@ class TableInterceptor(grpc.aio.ServerInterceptor):
             turn = self.open_turns.turn(context.peer() or "")
         async with turn:
             yield
+
+
+def _bounded(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """For a stream's messages: what is far too long is let go at once, unparsed."""
+    forgiving = _forgiving(deserialize)
+    return lambda data: TOO_LONG if len(data) > MAX_STREAM_MESSAGE_BYTES else forgiving(data)
 
 
 def _forgiving(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -21,7 +21,7 @@ from ironwork_server.custody.gate import Gate
 from ironwork_server.custody.use_key import KeyUser
 from ironwork_server.rpc.call import MAX_BODY_BYTES, Call, Caller
 from ironwork_server.rpc.chain import unreadable
-from ironwork_server.rpc.context import Context
+from ironwork_server.rpc.context import MAX_STREAM_MESSAGE_BYTES, TOO_LONG, Context
 from ironwork_server.rpc.convert import timestamp
 from ironwork_server.rpc.grant import Grants, refusal
 from ironwork_server.rpc.peer import Peers, address
@@ -102,8 +102,11 @@ class WithKeyStream:
         """Identify, authorise, then serve until the first of the watchers ends."""
         parts = self._parts
         principal = parts.peers.principal(self._context)
+        claims = Claims(peer=address(self._context))
+        # As for unary requests: who may never call is not read.
+        await parts.gate.check_ever(principal, Action.WITH_KEY, claims)
         # Counted before it says anything: else silent streams would have no limit.
-        async with parts.gate.stream(principal, Claims(peer=address(self._context))):
+        async with parts.gate.stream(principal, claims):
             await self._serve(await self._authorised(principal, await self._read_start()))
 
     async def _authorised(self, principal: Principal, start: keys_pb2.Start) -> Caller:
@@ -168,6 +171,8 @@ class WithKeyStream:
     async def _read(self) -> keys_pb2.WithKeyRequest | None:
         """The next message; None when the client has closed its side."""
         message = await self._context.read()
+        if message is TOO_LONG:
+            raise _grammar(f"a message is longer than {MAX_STREAM_MESSAGE_BYTES} bytes")
         if message is None:
             raise unreadable()
         return None if message is grpc.aio.EOF else message

@@ -63,6 +63,19 @@ async def test_waiting_and_reading_end_at_the_deadline() -> None:
     await reading.read("a")
 
 
+async def test_slow_senders_hold_up_nobody_for_long() -> None:
+    """Who sends slowly keeps its turn for a part of the deadline only: when all turns are held by
+    such, whoever waits has its own while there is time left to read.
+    """
+    reading = Reading(Turns(total=2, per_name=1, deadline_s=30, held_s=0.01))
+    slow = [asyncio.ensure_future(reading.read(name)) for name in "ab"]
+    await spin()
+    async with reading.turns.turn("c"):
+        pass
+    results = await asyncio.gather(*slow, return_exceptions=True)
+    assert [type(result) for result in results] == [Unavailable] * 2
+
+
 async def test_a_timeout_of_the_readers_own_passes() -> None:
     """Only the turn's own deadline is told as one."""
     with pytest.raises(TimeoutError):

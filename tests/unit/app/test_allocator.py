@@ -72,6 +72,7 @@ def test_it_starts_anew_once_and_stays_what_it_was() -> None:
     assert environment["PYTHONMALLOC"] == "malloc"
     assert environment["GLIBC_TUNABLES"].split(":") == [
         "glibc.malloc.arena_max=3", "glibc.malloc.perturb=165", "glibc.malloc.tcache_count=0",
+        "glibc.malloc.mmap_threshold=1048576",
     ]  # fmt: skip
     assert allocator.MARK not in environment
 

@@ -1,11 +1,16 @@
 """What lets a call in must hold until its end."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ironwork_server.core.errors import PermissionDenied, Unauthenticated
-from ironwork_server.rpc.grant import REVOKED, UNTRUSTED, EitherChange, Hold
+from ironwork_server.core.values import Action, Principal, Resource
+from ironwork_server.rpc import grant
+from ironwork_server.rpc.grant import EXPIRED, REVOKED, UNTRUSTED, EitherChange, Grants, Hold
 
 DEADLINE_S = 20.0
 
@@ -42,6 +47,20 @@ async def test_either_source_is_a_change() -> None:
             seen = await waiting
     second.change()
     assert await either.wait_newer(seen) == seen + 1
+
+
+async def test_a_clock_that_is_set_ends_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate ends when the wall clock says so, also where that was set forward meanwhile."""
+    monkeypatch.setattr(grant, "LOOK_S", 0.01)
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    principal = Principal("spiffe://test/a", "agent", "acme", now + timedelta(hours=1))
+    anybody: Any = SimpleNamespace(trusts=lambda _: True, permits=lambda *_: True)
+    grants = Grants(peers=anybody, gate=anybody, changes=Source(), now=lambda: now)
+    lost = asyncio.ensure_future(grants.lost(anybody, principal, Action.WITH_KEY, Resource("acme")))
+    await asyncio.sleep(0)
+    now += timedelta(hours=2)
+    async with asyncio.timeout(DEADLINE_S):
+        assert await lost == EXPIRED
 
 
 async def held(lost: "asyncio.Future[str]") -> None:
