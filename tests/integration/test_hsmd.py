@@ -29,7 +29,8 @@ from ironwork_hsm import (
     Unavailable,
     open_backend,
 )
-from ironwork_hsm.remote import RemoteKeyWrapper, open_unix, wire
+from ironwork_hsm.remote import RemoteKeyWrapper, connection, open_unix, wire
+from ironwork_hsm.remote.place import Peer, peer_of
 from ironwork_hsm.remote.wire import Kind
 from ironwork_hsm.signers import open_signer
 
@@ -391,6 +392,24 @@ async def test_nobody_there_is_unavailable(tmp_path: Path) -> None:
     for place in (tmp_path / "hsm.sock", tmp_path / "none" / "hsm.sock"):
         with pytest.raises(Unavailable):
             await open_backend(f"unix:{place}")
+
+
+async def test_a_process_in_another_container_is_somebody(
+    shared_hsmd: Hsmd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a peer in another PID namespace the kernel tells the uid and no pid: that is not the
+    nobody of a socket without a peer, whose uid is -1.
+    """
+
+    def elsewhere(connected: socket.socket) -> Peer:
+        return replace(peer_of(connected), pid=0)
+
+    monkeypatch.setattr(connection, "peer_of", elsewhere)
+    wrapper = await connect(shared_hsmd)
+    await wrapper.check()
+    await wrapper.close()
+    with socket.socket(socket.AF_UNIX) as alone:
+        assert peer_of(alone).is_nobody
 
 
 async def test_signatures_are_on_record(

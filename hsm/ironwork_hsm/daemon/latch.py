@@ -64,7 +64,7 @@ class PinLatch:
     @contextlib.contextmanager
     def trying(self) -> Iterator[None]:
         """Around whatever tries the PIN. Raises PinRefused where it is not to be tried, and
-        ConfigurationError where a refusal cannot be remembered.
+        ConfigurationError where a refusal cannot be remembered, or not be forgotten.
         """
         if self.is_set():
             raise self.refusal()
@@ -100,8 +100,14 @@ class PinLatch:
             ) from None
 
     def clear(self) -> None:
-        """The PIN was taken."""
-        self.path.unlink(missing_ok=True)
+        """The PIN was taken. Raises ConfigurationError."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.path} cannot be removed although the PIN is right:"
+                f" {os.strerror(error.errno or 0)}."
+            ) from None
 
     def _stored(self) -> tuple[FileIdentity, int]:
         """Which file was refused last, and how many refusals there were in a row. Raises OSError,

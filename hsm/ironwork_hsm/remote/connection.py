@@ -155,7 +155,7 @@ class Connection:
             connected.setblocking(False)
             await loop.sock_connect(connected, str(self._path))
             peer = peer_of(connected)
-            if peer.pid == 0:
+            if peer.is_nobody:
                 # Where the listener's backlog is full, asyncio takes EAGAIN (unix(7)) for a
                 # connection under way, and it for made. Nobody is at the other end.
                 raise Unavailable(  # noqa: TRY301  the socket is closed in one place

@@ -23,11 +23,19 @@ _CREDENTIALS: Final = struct.Struct("3i")
 class Peer:
     """Who is at the other end of a Unix socket, by the kernel's word (SO_PEERCRED, unix(7)).
 
-    pid is that of the process that connected, at that time.
+    pid is that of the process that connected, at that time; 0 where it runs in a PID namespace that
+    this process cannot see into, as in another container.
     """
 
     pid: int
     uid: int
+
+    @property
+    def is_nobody(self) -> bool:
+        """Whether there is no peer at all: the kernel's word for that is the uid -1, which no user
+        has.
+        """
+        return self.uid < 0
 
 
 def parse_unix_uri(uri: str) -> Path:

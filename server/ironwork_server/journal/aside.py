@@ -12,8 +12,8 @@ T = TypeVar("T")
 def on_a_thread(
     work: Callable[[], T], *, name: str, ended: Callable[[], None]
 ) -> asyncio.Future[T]:
-    """Begin it; its result or error. ended: called by the thread when it is over, also where nobody
-    waits for the result any more.
+    """Begin it; its result or error, which is TimeoutError where there is no thread to be had now.
+    ended: called by the thread when it is over, also where nobody waits for the result any more.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -37,8 +37,13 @@ def on_a_thread(
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)
 
-    # A thread of an executor would keep the process from ending.
-    threading.Thread(target=act, name=name, daemon=True).start()
+    try:
+        # A thread of an executor would keep the process from ending.
+        threading.Thread(target=act, name=name, daemon=True).start()
+    except RuntimeError:
+        # The process, or its container, has as many threads as it may: this passes.
+        ended()
+        future.set_exception(TimeoutError())
     return future
 
 

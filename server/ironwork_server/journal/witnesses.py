@@ -74,6 +74,8 @@ class _Standing:
     retry_at: float = 0.0
     reason: str = ""
     conflict: bool = False
+    # When it may be told again that this witness forgot, on the clock.
+    forgot_told_until: float = 0.0
     task: asyncio.Task[None] | None = None
 
 
@@ -205,7 +207,7 @@ class Witnesses:
             await asyncio.wait(tasks, timeout=patience_s)
 
     async def _submit(self, item: _Standing, round_: _Round) -> None:
-        name, before = item.witness.key.name, item.witness.size
+        before = item.witness.size
         try:
             async with asyncio.timeout(ANSWER_S):
                 signature = await item.witness.submit(round_.note, self._archive.prove)
@@ -222,7 +224,7 @@ class Witnesses:
             self._succeeded(item, round_)
             if item.witness.forgot:
                 item.witness.forgot = False
-                await self._alarm(name, "WITNESS_FORGOT", before)
+                await self._forgot(item, before)
             await self._signed(item, signature, round_)
         finally:
             item.task = None
@@ -254,6 +256,15 @@ class Witnesses:
         self._failed(item, reason, conflict=True)
         if not known:
             await self._alarm(item.witness.key.name, reason, size)
+
+    async def _forgot(self, item: _Standing, before: int) -> None:
+        """Told as seldom as a conflict: the record is an entry, which makes a checkpoint due, which
+        this witness is shown; one that forgot each time would make an idle log grow.
+        """
+        now = self._clock()
+        if now >= item.forgot_told_until:
+            item.forgot_told_until = now + BACKOFF_S[-1]
+            await self._alarm(item.witness.key.name, "WITNESS_FORGOT", before)
 
     async def _alarm(self, name: str, reason: str, size: int) -> None:
         log.error("witness.conflict", extra={"component": name, "reason": reason, "count": size})

@@ -1,6 +1,7 @@
 """Parts of the HSM process by themselves: settings, rates, the guard, the latch, the record."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -245,6 +246,26 @@ def test_a_latch_that_cannot_be_kept_is_an_error(tmp_path: Path) -> None:
     latch = PinLatch(tmp_path / "none", tmp_path / "pin")
     with pytest.raises(ConfigurationError, match="none"):
         latch.set(latch.identity())
+
+
+def test_a_latch_that_cannot_be_removed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state folder that became read-only is told as what it is, and ends no device for good: only
+    our own errors are tried again.
+    """
+    pin = tmp_path / "pin"
+    pin.write_text("1234")
+    latch = PinLatch(tmp_path, pin)
+    latch.set(latch.identity())
+    os.utime(pin)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ConfigurationError, match="Read-only"), latch.trying():
+        pass
 
 
 def test_a_device_behind_the_process_is_no_process() -> None:

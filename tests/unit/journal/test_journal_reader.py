@@ -228,3 +228,26 @@ async def test_a_disk_that_hangs_holds_two_threads(
     goes_on.set()
     monkeypatch.setattr(reader_module, "_DEADLINE_S", 10.0)
     assert await read_all(reader, EVERYTHING, 10) == ([0, 1, 2], 1)
+
+
+async def test_a_process_without_threads_gets_over_it(
+    journal: FileJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system gives no thread, as a container at its limit, reading and the tree are
+    Unavailable, however often, and work again once it does.
+    """
+    await fill(journal, 10)
+    reader = journal.reader()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(4):
+            with pytest.raises(Unavailable):
+                await reader.page(after_index=-1, limit=10, filter=EVERYTHING)
+            with pytest.raises(Unavailable):
+                await journal.integrate()
+    assert len((await reader.page(after_index=-1, limit=10, filter=EVERYTHING)).entries) == 10
+    assert (await journal.integrate()).size == 10

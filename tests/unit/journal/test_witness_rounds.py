@@ -230,6 +230,22 @@ async def test_a_witness_that_forgot_is_told(rounds: Rounds) -> None:
     assert len(rounds.told.alarms) == 1
 
 
+async def test_a_witness_that_always_forgets_is_told_seldom(rounds: Rounds) -> None:
+    """Each alarm is an entry, and so a checkpoint that is shown: not more than one a minute, or a
+    witness could make a log grow without end.
+    """
+    for size in range(5, 15):
+        rounds.one.size, rounds.one.forgot = 4, True
+        rounds.all.offer(note(size))
+        await until(lambda size=size: rounds.told.kept[-3:].count(("one", size)) == 1)  # type: ignore[misc]
+        assert not rounds.one.forgot
+    assert len(rounds.told.alarms) == 1
+    rounds.pass_by(BACKOFF_S[-1])
+    rounds.one.forgot = True
+    rounds.all.offer(note(15))
+    await until(lambda: len(rounds.told.alarms) == 2)
+
+
 async def test_what_nobody_expected_stays_here(
     rounds: Rounds, caplog: pytest.LogCaptureFixture
 ) -> None:
