@@ -20,6 +20,7 @@ _PARTS = (
     "doctor",
     "hsmd",
     "hsm_faults",
+    "watching",
     "spied",
 )
 pytest_plugins = [f"fixtures.{part}" for part in _PARTS]

@@ -221,36 +221,6 @@ async def test_a_full_disk_is_tried_again(folder: Path, disk: Disk) -> None:
     assert [entry.sequence for entry in entries(folder)] == [0, 1, 2]
 
 
-async def test_a_disk_without_room_is_noticed_before_a_call_meets_it(
-    folder: Path, disk: Disk
-) -> None:
-    """An idle journal looks at its disk; it resumes, and only then writes, when there is room."""
-    listener = Listener()
-    journal = opened(folder, disk, listener)
-    writes = disk.calls["write"]
-    disk.faults["check_room"] = FULL
-    await until(lambda: not journal.healthy)
-    assert listener.failures == ["the disk takes nothing (ENOSPC)"]
-    assert disk.calls["write"] == writes
-    disk.faults.clear()
-    assert await asyncio.to_thread(listener.recovered.wait, 60)
-    await journal.append(made(1))
-    await journal.close()
-    assert operations(folder) == ["journal.resumed", "AddKey"]
-
-
-async def test_a_disk_that_became_read_only_is_noticed(folder: Path, disk: Disk) -> None:
-    """And lasts until a restart: whoever made it so had a reason."""
-    listener = Listener()
-    journal = opened(folder, disk, listener)
-    disk.faults["check_room"] = READ_ONLY
-    await until(lambda: not journal.healthy)
-    disk.faults.clear()
-    await refused(journal)
-    await journal.close()
-    assert listener.failures == ["the disk takes nothing (EROFS)"]
-
-
 async def test_a_full_disk_that_then_breaks_is_given_up(folder: Path, disk: Disk) -> None:
     """A worse failure while waiting for room lasts until a restart."""
     listener = Listener()

@@ -1,6 +1,7 @@
 """An open log: entries are appended durably, put into tiles, and a checkpoint is published."""
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,11 @@ from ironwork_audit.tlog.tiles import MAX_ENTRY_BYTES
 
 # An entry's bytes, once its index is known.
 Render = Callable[[int], bytes]
+
+# What `check` may find and find gone later, since nothing was tried: no room, or a read-only mount
+# laid over the folder. (A file system itself is not made read-only under open files but by its own
+# error, and is then not made writable again.)
+_MAY_PASS: Final = NO_SPACE | {errno.EROFS}
 
 # Entries that are durable and in no tile yet are in memory: past this, appends are refused.
 MAX_WAITING_BYTES: Final = 32 << 20
@@ -147,9 +153,10 @@ class AppendLog:
             try:
                 self._tiles.check_in_place()
                 self._file_system.check_room(self._folder)
+                self._active.check_takes_writes()
             except OSError as error:
                 what = f"the disk takes nothing ({error_name(error)})"
-                raise WriteFailed(what, lasting=error.errno not in NO_SPACE) from None
+                raise WriteFailed(what, lasting=error.errno not in _MAY_PASS) from None
 
     def integrate(self) -> Tree:
         """Put every durable entry into tiles; the tree that they are. Raises WriteFailed."""

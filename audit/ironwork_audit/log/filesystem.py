@@ -32,6 +32,11 @@ class FileSystem(Protocol):
     def check_room(self, folder: Path) -> None:
         """Raises ENOSPC or EROFS where the file system can take nothing: statvfs(3)."""
 
+    def check_takes_writes(self, fd: int) -> None:
+        """Raises EROFS where a file that was opened for writing takes none any more: write(2) of
+        nothing. An ext4 that stopped at an error of its own says it here and not by statvfs.
+        """
+
 
 class OperatingSystem:
     """The real one."""
@@ -62,6 +67,9 @@ class OperatingSystem:
         # A file system that does not count its blocks has none at all.
         if found.f_blocks and not found.f_bavail:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def check_takes_writes(self, fd: int) -> None:
+        os.write(fd, b"")
 
 
 def write_all(file_system: FileSystem, fd: int, data: bytes, offset: int) -> None:

@@ -164,6 +164,10 @@ class PendingFile:
         if here.st_size != self._length:
             raise WriteFailed("a file of the log was changed by someone else", lasting=True)
 
+    def check_takes_writes(self) -> None:
+        """Raises OSError where it takes no writes any more; writes nothing."""
+        self._file_system.check_takes_writes(self._fd)
+
     def _cut_back(self, error: OSError) -> WriteFailed:
         """Undo a partial write. What was cut had not been acknowledged."""
         what = f"writing failed ({error_name(error)})"

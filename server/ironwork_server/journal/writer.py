@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 # An event is under 24 KiB (a test computes it), so a commit is under 2 MiB.
 MAX_COMMIT_EVENTS: Final = 64
 
-# How often an idle log's folder is looked at, so that health tells what no call has met yet.
+# How often the log's folder is looked at, so that health tells what no call has met yet, and a busy
+# log stops where the folder is read-only and only its open files still take writes.
 LOOK_S: Final = 0.25
 
 Result = Sequence[AuditReference] | Unavailable
@@ -79,8 +80,9 @@ class Writer:
         self._stopping = False
         # Set by the thread alone: the index after the last entry that a checkpoint is due for.
         self.due = 0
-        # Likewise: since when (time.monotonic) it has been writing.
+        # Likewise: since when (time.monotonic) it has been writing, and when it looked last.
         self._busy_since: float | None = None
+        self._looked_at = time.monotonic()
         # A daemon, so that a disk that hangs does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="audit-journal", daemon=True)
 
@@ -125,7 +127,7 @@ class Writer:
         try:
             while (batch := self._next()) is not None:
                 if batch:
-                    self._write(batch)
+                    self._write_where_well(batch)
                 elif self._problem is None:
                     self._look()
                 else:
@@ -156,6 +158,11 @@ class Writer:
             return LOOK_S
         return None if problem.lasting else self._tuning.probe_s
 
+    def _write_where_well(self, batch: Sequence[Request]) -> None:
+        due = time.monotonic() - self._looked_at > LOOK_S
+        if not due or self._look(batch):
+            self._write(batch)
+
     def _write(self, batch: Sequence[Request]) -> None:
         events = [event for request in batch for event in request.events]
         try:
@@ -170,14 +177,17 @@ class Writer:
             index += len(request.events)
         self._settle(results)
 
-    def _look(self) -> None:
-        self._busy_since = time.monotonic()
+    def _look(self, batch: Sequence[Request] = ()) -> bool:
+        """Whether the log can take something; else the batch is refused."""
+        self._busy_since = self._looked_at = time.monotonic()
         try:
             self._log.check()
         except WriteFailed as problem:
-            self._give_up(problem, [])
+            self._give_up(problem, batch)
+            return False
         finally:
             self._busy_since = None
+        return True
 
     def _probe(self) -> None:
         """Try a full disk again, with the entry that says how long nothing could be written."""
