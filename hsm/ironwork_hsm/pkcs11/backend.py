@@ -19,7 +19,7 @@ from ironwork_hsm.interface import (
     WrappedKey,
 )
 from ironwork_hsm.lanes import Lanes, keep
-from ironwork_hsm.pkcs11 import login, rung
+from ironwork_hsm.pkcs11 import rung
 from ironwork_hsm.pkcs11.blob import MAX_CONTEXT_BYTES
 from ironwork_hsm.pkcs11.destroy import destroy
 from ironwork_hsm.pkcs11.errors import translate
@@ -29,6 +29,7 @@ from ironwork_hsm.pkcs11.ladder import RUNGS, Ladder
 from ironwork_hsm.pkcs11.module import Module, load_module
 from ironwork_hsm.pkcs11.raw import RawKey
 from ironwork_hsm.pkcs11.recovery import Seat
+from ironwork_hsm.pkcs11.restarter import Restarter
 from ironwork_hsm.pkcs11.rung import Rung, Trial
 from ironwork_hsm.settle import settle
 from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri, pin_source
@@ -116,10 +117,7 @@ class Pkcs11KeyWrapper:
         # Set by the first lane; None until the module is loaded.
         self._module: Module | None = None
         self._lanes = self._new_lanes()
-        # Its thread restarts the module; the others may hang in it.
-        self._restarter: Lanes[None] = Lanes(
-            setup=lambda: None, teardown=keep, translate=translate, count=1, capacity=1
-        )
+        self._restarter = Restarter(uri, translate)
 
     @property
     def name(self) -> str:
@@ -221,7 +219,7 @@ class Pkcs11KeyWrapper:
         """See Recoverable.recover. Every other user of the module in this process goes on, with
         another session.
         """
-        await self._restarter.run(self._restart, deadline_s=self._options.deadline_s)
+        await self._restarter.restart(self._module, deadline_s=self._options.deadline_s)
         await self._list_versions(self._options.deadline_s)
 
     async def create_version(self) -> KeyVersion:
@@ -309,13 +307,6 @@ class Pkcs11KeyWrapper:
         except BaseException:
             lane.seat.close()
             raise
-
-    def _restart(self, _: None) -> None:
-        """In the restarter's thread."""
-        if self._module is None:
-            raise Unavailable("The HSM was never opened.")
-        login.check_refused(self._module, self._uri)
-        self._module.restart()
 
     def _create_next(self, lane: _Lane) -> MasterKey:
         """On a lane. One at a time; the others are refused, since waiting would block lanes."""

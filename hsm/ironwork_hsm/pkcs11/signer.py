@@ -14,6 +14,7 @@ from pkcs11 import exceptions as p11
 from ironwork_hsm.interface import (
     MAX_MESSAGE_BYTES,
     BackendOptions,
+    ConfigurationError,
     HsmError,
     KeyMissing,
     SignatureAlgorithm,
@@ -22,6 +23,7 @@ from ironwork_hsm.lanes import Lanes
 from ironwork_hsm.pkcs11.errors import translate
 from ironwork_hsm.pkcs11.module import Module, load_module
 from ironwork_hsm.pkcs11.recovery import Seat
+from ironwork_hsm.pkcs11.restarter import Restarter
 from ironwork_hsm.pkcs11.signing_keys import (
     SigningKey,
     find_signing_key,
@@ -69,7 +71,7 @@ class _Lane:
 
 
 class Pkcs11Signer:
-    """Implements Signer. Made by open_signer and create_signing_key."""
+    """Implements Signer and Recoverable. Made by open_signer and create_signing_key."""
 
     def __init__(self, uri: Pkcs11Uri, options: BackendOptions) -> None:
         self._uri = uri
@@ -85,6 +87,7 @@ class Pkcs11Signer:
             count=options.lanes,
             capacity=options.queue,
         )
+        self._restarter = Restarter(uri, _translate)
 
     @property
     def name(self) -> str:
@@ -107,6 +110,7 @@ class Pkcs11Signer:
     async def start(self) -> None:
         """Open the lanes and read the public key. Closes again what it opened where it fails."""
         try:
+            await self._restarter.start(deadline_s=self._options.slow_deadline_s)
             await self._lanes.start(deadline_s=self._options.slow_deadline_s)
             key = await self._lanes.run(
                 lambda lane: lane.call(_key), deadline_s=self._options.slow_deadline_s
@@ -139,15 +143,33 @@ class Pkcs11Signer:
             deadline_s=self._options.deadline_s,
         )
 
+    async def recover(self) -> None:
+        """See Recoverable.recover. Every other user of the module in this process goes on, with
+        another session. Raises KeyMissing where the token is back without the key, and
+        ConfigurationError where it holds another one.
+        """
+        await self._restarter.restart(self._module, deadline_s=self._options.deadline_s)
+        key = await self._lanes.run(
+            lambda lane: lane.call(_key), deadline_s=self._options.deadline_s
+        )
+        if key is None:
+            raise self._no_key()
+        if key.public_bytes != self._public_key:
+            raise ConfigurationError(
+                f"The signing key `{self._uri.name}` is another than before; a log's key is its"
+                " identity."
+            )
+
     async def close(self) -> None:
         """End the lanes and leave the token. A second call does nothing. Never raises HsmError."""
         if self._module is not None and self._module.is_foreign():
             return  # after a fork: the lanes and the login are the parent's
         await self._lanes.close(deadline_s=self._options.deadline_s)
+        await self._restarter.close(deadline_s=self._options.deadline_s)
 
     def _open_lane(self) -> _Lane:
         """In the lane's thread; the first one initialises the module and logs in."""
-        module = self._module = load_module(self._uri.module_path)
+        module = self._module = load_module(self._uri.module_path, self._uri.init_args)
         lane = _Lane(Seat(module, self._uri), self._uri.object)
         try:
             lane.call(_key)

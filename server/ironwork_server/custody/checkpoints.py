@@ -9,9 +9,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from ironwork_audit.log import Tree
 from ironwork_audit.publishing import (
@@ -26,19 +26,21 @@ from ironwork_audit.publishing import (
 )
 from ironwork_audit.tlog import Checkpoint, VerifierKey, parse_note
 from ironwork_audit.tlog.signed import SignatureRefused
-from ironwork_hsm import HsmError, Signer
+from ironwork_hsm import HsmError, KeyMissing, PinRefused, Recoverable, Signer
 from ironwork_server.core.described import described
 from ironwork_server.core.errors import IronworkError, Unavailable
 from ironwork_server.core.ports import HeadStore, Journal
 from ironwork_server.core.values import AuditEvent, AuditReference, Phase
 from ironwork_server.custody.head_guard import GuardedJournal, HeadGuard, taken
 from ironwork_server.custody.uninterrupted import uninterrupted
-from ironwork_server.custody.vault import map_hsm_error
 
 log = logging.getLogger(__name__)
 
 # How long an admin call waits for its checkpoint before it is answered as failed.
 PUBLISH_DEADLINE_S: Final = 5.0
+UNAVAILABLE: Final = "CHECKPOINT_UNAVAILABLE"
+
+T = TypeVar("T")
 
 
 class PublishedJournal(Journal, GuardedJournal, Protocol):
@@ -87,6 +89,9 @@ class Checkpointer:
         self._stopping = False
         self._schedule = Schedule()
         self._waiting: dict[asyncio.Future[None], int] = {}
+        # In a row: the signer's own failures, and why the last attempt failed.
+        self._sick = 0
+        self._why = ""
 
     async def resume(self) -> None:
         """Begin where the published checkpoint ends: before the first of run(). Raises Unavailable:
@@ -133,12 +138,14 @@ class Checkpointer:
             del self._waiting[future]
 
     async def check(self) -> None:
-        """For health. Raises Unavailable where an entry has waited for too long
+        """For health. Raises Unavailable, which says why, where an entry has waited for too long
         (publishing.LATE_S), and for good once another process has signed this origin.
         """
         self._guard.require()
         if self._schedule.is_late(self._clock()):
-            raise _unavailable()
+            raise Unavailable(
+                "The audit log's checkpoint is late.", reason=self._why or UNAVAILABLE
+            )
 
     async def run(self) -> None:
         """Publish until stop()."""
@@ -179,9 +186,12 @@ class Checkpointer:
             if self._schedule.failing:
                 log.info("checkpoint.recovered")
             self._schedule.succeeded(self._journal.due, now)
+            self._why = ""
             self._settle()
 
     async def _publish(self) -> None:
+        if self._sick > 1:
+            await self._reopen()
         async with self._writing:
             tree = await self._journal.integrate()
         await self._guard.record(tree)
@@ -198,58 +208,73 @@ class Checkpointer:
             self._schedule.size = tree.size
         self._on_checkpoint(note)
 
+    async def _reopen(self) -> None:
+        """Bring back the signer that has failed twice, where that can be done from here: not in the
+        HSM process or a cloud, which see to it themselves. Raises Unavailable.
+        """
+        signer = self._signer
+        if isinstance(signer, Recoverable):
+            details: dict[str, str | int] = {"backend": signer.name, "purpose": "checkpoint"}
+            await self._recorded("hsm.open", details, signer.recover)
+
     async def _sign(self, text: bytes, size: int) -> bytes:
+        details: dict[str, str | int] = {
+            "backend": self._signer.name,
+            "mechanism": self._signer.algorithm.value,
+            "purpose": "checkpoint",
+            "count": size,
+        }
         correlation_id = str(uuid.uuid4())
-        intent = self._event(correlation_id, Phase.INTENT, size)
-        (reference,) = await uninterrupted(self._journal.append(intent))
+        signature = await self._recorded(
+            SIGN,
+            details,
+            lambda: self._signer.sign(text, reference=correlation_id),
+            correlation_id=correlation_id,
+        )
+        self._sick = 0
+        return signature
+
+    async def _recorded(
+        self,
+        operation: str,
+        details: dict[str, str | int],
+        act: Callable[[], Awaitable[T]],
+        *,
+        correlation_id: str = "",
+    ) -> T:
+        """One operation of the signer between its intent and its outcome."""
+        correlation_id = correlation_id or str(uuid.uuid4())
+
+        def event(phase: Phase, **outcome: Any) -> AuditEvent:
+            return AuditEvent(
+                phase=phase,
+                operation=operation,
+                correlation_id=correlation_id,
+                time=datetime.now(UTC),
+                details=details,
+                **outcome,
+            )
+
+        (reference,) = await uninterrupted(self._journal.append(event(Phase.INTENT)))
         success, reason = False, "INTERRUPTED"
         try:
-            signature = await self._signer.sign(text, reference=correlation_id)
+            result = await act()
             success, reason = True, ""
         except HsmError as error:
-            mapped = map_hsm_error(error)
+            self._sick += 1
+            mapped = map_signer_error(error)
             reason = mapped.reason
             raise mapped from None
         finally:
-            outcome = self._event(
-                correlation_id,
-                Phase.OUTCOME,
-                size,
-                success=success,
-                reason=reason,
-                intent_index=reference.index,
+            index = reference.index
+            await self._journal.append(
+                event(Phase.OUTCOME, success=success, reason=reason, intent_index=index)
             )
-            await self._journal.append(outcome)
-        return signature
-
-    def _event(
-        self,
-        correlation_id: str,
-        phase: Phase,
-        size: int,
-        *,
-        success: bool | None = None,
-        reason: str = "",
-        intent_index: int | None = None,
-    ) -> AuditEvent:
-        return AuditEvent(
-            phase=phase,
-            operation=SIGN,
-            correlation_id=correlation_id,
-            time=datetime.now(UTC),
-            success=success,
-            reason=reason,
-            intent_index=intent_index,
-            details={
-                "backend": self._signer.name,
-                "mechanism": self._signer.algorithm.value,
-                "purpose": "checkpoint",
-                "count": size,
-            },
-        )
+        return result
 
     def _failed(self, reason: str) -> None:
         self._schedule.failed(self._clock())
+        self._why = reason
         log.error("checkpoint.failed", extra={"reason": reason})
         self._refuse()
 
@@ -269,10 +294,21 @@ class Checkpointer:
                 self._wanted.set()
 
 
+def map_signer_error(error: HsmError) -> Unavailable:
+    """ironwork_hsm's errors as those of the key that signs the log: for records, logs and health.
+    Callers are told CHECKPOINT_UNAVAILABLE.
+    """
+    if isinstance(error, KeyMissing):
+        return Unavailable("The log's signing key is not there.", reason="AUDIT_KEY_MISSING")
+    if isinstance(error, PinRefused):
+        return Unavailable("The token refused the PIN.", reason="AUDIT_KEY_PIN_REFUSED")
+    return Unavailable("The log's signing key does not answer.", reason="AUDIT_KEY_UNAVAILABLE")
+
+
 def _unavailable() -> Unavailable:
     return Unavailable(
         "The audit log's checkpoint cannot be published. Try again later; the audit log says what"
         " was done.",
-        reason="CHECKPOINT_UNAVAILABLE",
+        reason=UNAVAILABLE,
         retry_after_s=5.0,
     )

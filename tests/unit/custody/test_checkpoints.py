@@ -14,7 +14,7 @@ from fixtures.signing import MakeSigningKey, SigningKeyFiles
 from ironwork_audit import publishing
 from ironwork_audit.tlog import Checkpoint, Signature, format_note, parse_note
 from ironwork_audit.tlog.signed import open_checkpoint
-from ironwork_hsm import HsmError, Signer
+from ironwork_hsm import HsmError, KeyMissing, PinRefused, Signer
 from ironwork_hsm import Unavailable as HsmUnavailable
 from ironwork_hsm.interface import SignatureAlgorithm
 from ironwork_hsm.signers import open_signer
@@ -38,6 +38,14 @@ class SickSigner:
         self.hold = asyncio.Event()
         self.hold.set()
         self.signatures = 0
+        # Attempts to open the device anew, and what they come to.
+        self.recoveries = 0
+        self.lost: Exception | None = None
+
+    async def recover(self) -> None:
+        self.recoveries += 1
+        if self.lost is not None:
+            raise self.lost
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._real, name)
@@ -190,7 +198,7 @@ async def test_who_comes_during_a_signature_waits_for_the_next(
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (HsmUnavailable("away"), "MASTER_KEY_UNAVAILABLE"),
+        (HsmUnavailable("away"), "AUDIT_KEY_UNAVAILABLE"),
         (LookupError("a mistake"), ""),
         (None, ""),
     ],
@@ -227,6 +235,69 @@ async def test_a_sick_signer(
     outcome = next(e.event for e in entries(running.folder) if e.event.phase == "outcome")
     if reason:
         assert (outcome.success, outcome.reason) == (False, reason)
+
+
+async def attempt(running: Running) -> None:
+    """One, whatever failed before."""
+    running.now += max(publishing.RETRY_S)
+    await running.checkpointer._look()
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        (HsmUnavailable("away"), "AUDIT_KEY_UNAVAILABLE"),
+        (PinRefused("no"), "AUDIT_KEY_PIN_REFUSED"),
+        (KeyMissing("gone"), "AUDIT_KEY_MISSING"),
+    ],
+)
+async def test_a_sick_signer_is_opened_anew(running: Running, lost: HsmError, reason: str) -> None:
+    """What fails twice is opened anew before it is asked again, on record; while that fails nothing
+    is signed, and health says why; once it works the checkpoint follows.
+    """
+    signer = running.signer
+    signer.fault = signer.lost = lost
+    await running.append()
+    await attempt(running)
+    await attempt(running)
+    assert signer.recoveries == 0
+    await attempt(running)
+    await attempt(running)
+    assert signer.recoveries == 2
+    assert operations(running.folder) == ["AddKey", *["hsm.sign"] * 4, *["hsm.open"] * 4]
+    assert {e.event.reason for e in entries(running.folder) if e.event.phase == "outcome"} == {
+        reason
+    }
+    with pytest.raises(Unavailable) as said:
+        await running.checkpointer.check()
+    assert said.value.reason == reason
+    signer.fault = signer.lost = None
+    await attempt(running)
+    assert running.size == 11
+    assert entries(running.folder)[10].event.success is True
+    await running.checkpointer.check()
+    await running.append()
+    await attempt(running)
+    assert signer.recoveries == 3
+
+
+async def test_a_signer_that_others_bring_back_is_only_asked(running: Running) -> None:
+    """Behind the HSM process or in a cloud there is nothing to open from here."""
+
+    class Remote:
+        def __init__(self, real: SickSigner) -> None:
+            self.name, self.algorithm = real.name, real.algorithm  # type: ignore[attr-defined]
+            self.public_key, self.sign = real.public_key, real.sign  # type: ignore[attr-defined]
+
+    running.checkpointer._signer = Remote(running.signer)  # type: ignore[assignment]
+    running.signer.fault = HsmUnavailable("away")
+    await running.append()
+    for _ in range(4):
+        await attempt(running)
+    assert operations(running.folder) == ["AddKey", *["hsm.sign"] * 8]
+    running.signer.fault = None
+    await attempt(running)
+    assert running.size == 9
 
 
 async def test_a_signer_that_hangs(
