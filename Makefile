@@ -3,9 +3,9 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 STATE ?= .ironwork-dev
-# Beside SoftHSM, for tests only: a second PKCS#11 module and a compiler for the model of a third, a
+# Beside SoftHSM, for tests only: two more PKCS#11 modules and a compiler for the models of others, a
 # PKCS#11 tracer, fault injection, and the log verifier that others wrote.
-TEST_PACKAGES := libnss3 libnss3-tools gcc libc6-dev opensc-pkcs11 strace e2fsprogs golang-go golang-golang-x-mod-dev openssl
+TEST_PACKAGES := libnss3 libnss3-tools gcc libc6-dev opensc-pkcs11 opencryptoki strace e2fsprogs golang-go golang-golang-x-mod-dev openssl
 GENERATED := protos/ironwork/keys/v1
 
 .PHONY: help

@@ -1,76 +1,31 @@
 """`ironwork-server serve` itself, nothing in it changed: what of keys is left in its memory.
 
 It sends to api.anthropic.com:443 and trusts the system's roots; no setting changes either. So it
-runs in a mount namespace of its own (unshare(1), as root) in which the name stands for a loopback
-address, where the simulator listens, and the system trusts the simulator's CA.
+runs in a mount namespace of its own (fixtures/apart.py).
 """
 
 import asyncio
 import re
-import secrets
 import signal
-import ssl
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fixtures.apart import namespace, serving_at
 from fixtures.memory_load import NONE, Loaded, add_keys, streaming, use_keys
-from fixtures.processes import Running, command, server
+from fixtures.processes import command, server
 from fixtures.production import TRUST_DOMAIN, Production
-from fixtures.simulator import SimulatorTls, TestSimulator
+from fixtures.simulator import TestSimulator
 from fixtures.softhsm import opened
 from ironwork_hsm import WrappedKey
 from ironwork_server import store
 from ironwork_server.core.envelope import pepper_context, wrap_context
 from ironwork_server.custody.vault import binding_of
-from ironwork_simulator import Config, in_thread
 
 CALLS = 1000
 PAD = "PROOF_PAD"
 PAD_BYTES = 4096
 _STACK = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p .*\[stack\]")
-
-
-@pytest.fixture
-def anthropic(simulator_tls: SimulatorTls) -> Iterator[TestSimulator]:
-    """A simulator on port 443 of a loopback address that is nobody else's."""
-    address = "127." + ".".join(str(1 + secrets.randbelow(253)) for _ in range(3))
-    config = Config(
-        host=address, port=443, tls_cert=simulator_tls.cert_file, tls_key=simulator_tls.key_file
-    )
-    with in_thread(TestSimulator(config)) as running:
-        running.ca_file = simulator_tls.ca_file
-        yield running
-    assert running.faults == (), "the simulator itself failed"
-
-
-def namespace(folder: Path, simulator: TestSimulator) -> list[str]:
-    """The command inside of which api.anthropic.com is the simulator, and trusted."""
-    hosts = folder / "hosts"
-    hosts.write_text(f"127.0.0.1 localhost\n{simulator.host} api.anthropic.com\n")
-    roots = folder / "roots"
-    roots.mkdir()
-    # OpenSSL looks a certificate up in a folder by its subject's hash.
-    name = subprocess.check_output(
-        ["openssl", "x509", "-noout", "-subject_hash", "-in", simulator.ca_file], text=True
-    )
-    (roots / f"{name.strip()}.0").write_bytes(simulator.ca_file.read_bytes())
-    paths = ssl.get_default_verify_paths()
-    mounts = [(hosts, Path("/etc/hosts"))]
-    # The file may lie in the folder: first the one, then what covers it.
-    mounts += [(simulator.ca_file, Path(paths.openssl_cafile).resolve())]
-    mounts += [(roots, Path(paths.openssl_capath).resolve())]
-    mounts = [(source, place) for source, place in mounts if place.exists()]
-    script = "".join(f"mount --bind '{source}' '{place}'; " for source, place in mounts)
-    inside = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script + 'exec "$@"']
-    tried = subprocess.run([*inside, "sh", "true"], check=False, capture_output=True, text=True)
-    assert tried.returncode == 0, (
-        "this test runs `serve` in a mount namespace: it needs root (CAP_SYS_ADMIN), unshare and"
-        f" mount (util-linux): {tried.stderr}"
-    )
-    return [*inside, "sh"]
 
 
 async def data_keys(production: Production) -> set[bytes]:
@@ -150,15 +105,3 @@ async def test_serve_itself_keeps_nothing_of_a_key(
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
     assert {record.values("host")[0] for record in anthropic.requests} == {"api.anthropic.com"}
-
-
-async def serving_at(running: Running) -> str:
-    """Its address, once it serves."""
-    for _ in range(600):
-        told = [event for event in running.events() if event["event"] == "service.serving"]
-        if told:
-            assert {"memory.overwrites_freed"} <= {event["event"] for event in running.events()}
-            return str(told[0]["address"]).replace("127.0.0.1", "localhost")
-        assert running.process.poll() is None, running.log.read_text()
-        await asyncio.sleep(0.1)
-    raise AssertionError(running.log.read_text())

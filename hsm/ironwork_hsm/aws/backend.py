@@ -84,14 +84,14 @@ class AwsKmsKeyWrapper:
             await self._lanes.start(deadline_s=self._options.slow_deadline_s)
             try:
                 metadata = await self._run(
-                    lambda client: _describe(client, self._uri.key),
+                    lambda client: describe(client, self._uri.key),
                     deadline_s=self._options.slow_deadline_s,
                 )
             except KeyMissing:
                 if not allow_missing:
                     raise
                 return
-            _check_kind(metadata)
+            check_kind(metadata)
             self._arn = metadata["Arn"]
             if not allow_missing:
                 await self._check(self._options.slow_deadline_s)
@@ -151,7 +151,7 @@ class AwsKmsKeyWrapper:
         no such key. KMS gives no key's material out; `local` is whether KMS generated it.
         """
         try:
-            metadata = await self._run(lambda client: _describe(client, self._uri.key))
+            metadata = await self._run(lambda client: describe(client, self._uri.key))
         except KeyMissing:
             return []
         local = metadata.get("Origin") in ("AWS_KMS", "AWS_CLOUDHSM")
@@ -244,13 +244,15 @@ async def open_aws_kms(
     return wrapper
 
 
-def _describe(client: "KMSClient", key: str) -> "KeyMetadataTypeDef":
+def describe(client: "KMSClient", key: str) -> "KeyMetadataTypeDef":
+    """What KMS says of a key. Raises BrokenAnswer, botocore's errors."""
     answer = client.describe_key(KeyId=key)
     _require(answer, "KeyMetadata")
     return answer["KeyMetadata"]
 
 
-def _check_kind(metadata: "KeyMetadataTypeDef") -> None:
+def check_kind(metadata: "KeyMetadataTypeDef") -> None:
+    """Raises ConfigurationError for a key that cannot wrap."""
     if (
         metadata.get("KeyUsage") != "ENCRYPT_DECRYPT"
         or metadata.get("KeySpec") != "SYMMETRIC_DEFAULT"

@@ -62,6 +62,14 @@ def make_client(
     )
 
 
+def credentials_last() -> bool:
+    """Whether AWS's default chain finds an access key that does not end by itself, instead of a
+    role's. Blocks. Raises botocore's errors.
+    """
+    found = boto3.session.Session().get_credentials()
+    return found is not None and found.get_frozen_credentials().token is None
+
+
 def persist(function: Callable[[], Result], *, until: float) -> Result:
     """Call function at most ATTEMPTS times while its failure is passing and `until` (of
     time.monotonic) is not reached. Blocks. Raises what the last call raised.

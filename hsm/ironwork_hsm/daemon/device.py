@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from ironwork_hsm.backends import is_service
 from ironwork_hsm.daemon.hardening import overwriting
 from ironwork_hsm.daemon.latch import PinLatch
 from ironwork_hsm.daemon.record import Intent
@@ -244,6 +245,9 @@ class Device:
 
     async def _start_child(self) -> Info:
         limits = self._limits
+        # A service's client tries again by itself while there is time. A module's call cannot be
+        # given up: this process decides what is late.
+        patience = 1 if is_service(self._uri) else 2
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             ours.setblocking(False)
@@ -253,8 +257,8 @@ class Device:
             command = [
                 sys.executable, "-m", "ironwork_hsm.daemon.child", self.role,
                 "--parent", str(os.getpid()), "--lanes", str(limits.lanes),
-                # This process decides what is late, and gives it no more than the window.
-                "--deadline", str(limits.deadline_s * 2), "--queue", str(self._window * 2),
+                # It is given no more than the window.
+                "--deadline", str(limits.deadline_s * patience), "--queue", str(self._window * 2),
             ]  # fmt: skip
             try:
                 self._process = await asyncio.create_subprocess_exec(
@@ -322,7 +326,8 @@ class Device:
             # It may be this one call. One round trip decides.
             self._tried_at = now
             self._trial(self)
-        return not isinstance(error, Unavailable)
+        # A KMS that throttles lives; the child's own queue is larger than what it is given.
+        return isinstance(error, Busy) or not isinstance(error, Unavailable)
 
     async def _end_child(self) -> None:
         self._turns.stop()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+from ironwork_hsm.environment import refused_in
 from ironwork_hsm.interface import ConfigurationError
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -27,15 +28,13 @@ def deny_memory_reads() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def refuse_recorder(environ: Mapping[str, str]) -> None:
-    """Raises ConfigurationError where PKCS11SPY is set: no recorder of PKCS#11 calls works without
-    it, and it writes PINs and data keys into a file.
+def refuse_speaking_environment(environ: Mapping[str, str]) -> None:
+    """Raises ConfigurationError in an environment in which a library below prints PINs or data
+    keys, or writes them into a file, or in which TLS is weaker.
     """
-    if environ.get("PKCS11SPY"):
-        raise ConfigurationError(
-            "PKCS11SPY is set: it points pkcs11-spy at the HSM, which writes PINs and data keys"
-            " into a file. Unset it and start again."
-        )
+    why = refused_in(environ)
+    if why is not None:
+        raise ConfigurationError(why)
 
 
 def end_with_parent(parent: int) -> None:

@@ -13,7 +13,7 @@ from ironwork_hsm.daemon.hardening import (
     deny_memory_reads,
     end_with_parent,
     overwrite_freed,
-    refuse_recorder,
+    refuse_speaking_environment,
 )
 from ironwork_hsm.interface import ConfigurationError, HsmError
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loaded = settings.load(options.config)
         if options.command == "status":
             return _status(loaded)
-        refuse_recorder(os.environ)
+        refuse_speaking_environment(os.environ)
         # A program that was called from another one is not its own to start anew.
         if loaded.overwrite_freed and arguments is None:
             overwrite_freed()

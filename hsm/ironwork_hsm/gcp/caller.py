@@ -28,13 +28,15 @@ class Caller:
         self._options = options
         self._channel = channel
         self._client: Client | None = None
+        # Known once it is open: see make_client.
+        self.credentials_last = False
         self._closed = False
         # Calls on their way; at most options.lanes + options.queue.
         self._calls = 0
 
     async def open(self) -> None:
         """Find credentials. Raises ConfigurationError, Unavailable."""
-        self._client = await self.within(
+        self._client, self.credentials_last = await self.within(
             self._options.slow_deadline_s, lambda: make_client(self._channel)
         )
 

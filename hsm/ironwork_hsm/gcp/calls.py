@@ -22,6 +22,7 @@ from google.cloud.kms_v1 import (
 from google.cloud.kms_v1.services.key_management_service.transports import (
     KeyManagementServiceGrpcAsyncIOTransport,
 )
+from google.oauth2 import service_account
 
 from ironwork_hsm.gcp.errors import ChecksumMismatch
 
@@ -37,21 +38,27 @@ _CHANNEL_OPTIONS = (
 )
 
 
-async def make_client(channel: grpc.aio.Channel | None) -> KeyManagementServiceAsyncClient:
-    """A client with Application Default Credentials. Raises google.auth's errors.
+async def make_client(
+    channel: grpc.aio.Channel | None,
+) -> tuple[KeyManagementServiceAsyncClient, bool]:
+    """A client with Application Default Credentials, and whether these are a key that does not end
+    by itself (a service account's key file) instead of a machine's own. Raises google.auth's
+    errors.
 
     channel: for tests, whose KMS is on loopback.
     """
     _quieten()
+    lasting = False
     if channel is None:
         # In a thread: it reads files and may ask the machine's metadata service.
         credentials, _ = await asyncio.to_thread(google.auth.default, scopes=_SCOPES)
+        lasting = isinstance(credentials, service_account.Credentials)
         transport = KeyManagementServiceGrpcAsyncIOTransport(
             host=HOST, credentials=credentials, channel=_make_channel
         )
     else:
         transport = KeyManagementServiceGrpcAsyncIOTransport(host=HOST, channel=channel)
-    return KeyManagementServiceAsyncClient(transport=transport)
+    return KeyManagementServiceAsyncClient(transport=transport), lasting
 
 
 async def encrypt(

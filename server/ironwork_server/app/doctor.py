@@ -1,8 +1,8 @@
 """`ironwork-server doctor`: everything that is worth a look before and while serving. It reads.
 
 What it does beyond reading files: one login at each token (none where few tries are left), one
-question to the HSM process or the KMS. Nothing is written, no key is used, and the running server
-is left alone.
+question or two to the HSM process or the KMS. Nothing is written, no key is used, and the running
+server is left alone; but for `--probe`, which uses each master key once, on record.
 """
 
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ironwork_server.app import doctor_files as files
-from ironwork_server.app import doctor_hsm, doctor_machine, doctor_state
+from ironwork_server.app import doctor_hsm, doctor_machine, doctor_probe, doctor_state
 from ironwork_server.app.doctor_machine import Machine
 from ironwork_server.app.doctor_report import Finding, fail, ok
 from ironwork_server.app.settings import Settings
@@ -22,12 +22,15 @@ from ironwork_server.upstream.timeouts import UpstreamTimeouts
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """What is looked at. upstream: whether to connect to endpoint, sending nothing."""
+    """What is looked at. upstream: whether to connect to endpoint, sending nothing. probe: whether
+    to use each master key once, on record.
+    """
 
     settings: Settings
     config: Path | None = None
     machine: Machine = field(default_factory=Machine)
     upstream: bool = False
+    probe: bool = False
     endpoint: UpstreamEndpoint = ANTHROPIC
 
 
@@ -50,6 +53,9 @@ async def diagnose(patient: Patient) -> AsyncIterator[Finding]:
         yield finding
     for finding in await doctor_hsm.master_keys(settings):
         yield finding
+    if patient.probe:
+        for finding in await doctor_probe.probe(settings):
+            yield finding
     for group in (doctor_machine.memory(settings, machine), doctor_machine.versions()):
         for finding in group:
             yield finding

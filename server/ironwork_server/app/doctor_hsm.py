@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from ironwork_hsm import HsmError, open_backend
+from ironwork_hsm import HsmError
 from ironwork_hsm.pkcs11.inspect import KeyReport, PinTries, Power, TokenReport, inspect_token
 from ironwork_hsm.remote.place import folder_owner, parse_unix_uri
 from ironwork_hsm.remote.status import read_status
 from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
 from ironwork_server.app.dev.state import TOKEN_LABEL
+from ironwork_server.app.doctor_kms import kms_key
 from ironwork_server.app.doctor_report import Finding, fail, ok, warn
 from ironwork_server.app.settings import Settings
 
@@ -43,7 +44,7 @@ async def master_keys(settings: Settings) -> list[Finding]:
             elif scheme == "unix":
                 found += await _process(parse_unix_uri(uri))
             else:
-                found += await _service(uri)
+                found += await kms_key(uri)
         except HsmError as error:
             found.append(fail(f"hsm {scheme}", str(error), _MEND_URI))
     return found
@@ -164,22 +165,3 @@ def _problems(report: dict[str, Any]) -> str:
         if isinstance(device, dict) and device.get("state") != "READY"
     ]
     return ", ".join(said) or "its record cannot be written"
-
-
-async def _service(uri: str) -> list[Finding]:
-    """A cloud's KMS: that it answers under the role that this machine has."""
-    backend = await open_backend(uri, allow_missing=True)
-    try:
-        versions = await backend.versions()
-    finally:
-        await backend.close()
-    check = f"hsm {backend.name}"
-    if not versions:
-        return [fail(check, "it holds no key version", "ironwork-server master-key create")]
-    return [
-        ok(check, f"{len(versions)} versions"),
-        ok(
-            "hsm what this server could do",
-            "what the cloud's role allows: docs/master-key.md has the smallest one",
-        ),
-    ]

@@ -50,17 +50,27 @@ class Operator:
 async def operating(settings: Settings) -> AsyncIterator[Operator]:
     """Open all of it; close it at the end. Errors: StartupError, HsmError, IronworkError."""
     async with AsyncExitStack() as stack:
-        store = open_store(settings.store.url)
-        stack.push_async_callback(store.close)
-        journal = open_commands_journal(settings)
-        stack.push_async_callback(journal.close)
-        await _publish(stack, settings, journal, store)
+        store, records = await stack.enter_async_context(recording(settings))
         wrappers = []
         for uri in settings.master_key.uris:
             wrapper = await open_backend(uri, allow_missing=True)
             stack.push_async_callback(wrapper.close)
             wrappers.append(wrapper)
-        yield Operator(wrappers, store, OperatorRecords(journal, principal()))
+        yield Operator(wrappers, store, records)
+
+
+@asynccontextmanager
+async def recording(settings: Settings) -> AsyncIterator[tuple[Store, OperatorRecords]]:
+    """The store, and the commands' log, signed to its last entry. Errors: StartupError, HsmError,
+    IronworkError.
+    """
+    async with AsyncExitStack() as stack:
+        store = open_store(settings.store.url)
+        stack.push_async_callback(store.close)
+        journal = open_commands_journal(settings)
+        stack.push_async_callback(journal.close)
+        await _publish(stack, settings, journal, store)
+        yield store, OperatorRecords(journal, principal())
 
 
 async def _publish(

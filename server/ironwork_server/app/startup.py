@@ -6,30 +6,20 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ironwork_hsm.environment import refused_in
+
 
 class StartupError(Exception):
     """The service does not start; the text says why and what to do."""
-
-
-# Each makes a library below write what it handles, keys and bodies included, or weakens TLS.
-_REFUSED = {
-    "GRPC_TRACE": "it makes gRPC print messages, and with them keys",
-    "GRPC_SSL_CIPHER_SUITES": "it makes gRPC agree on other ciphers than its own, weak ones too",
-    "GOOGLE_SDK_PYTHON_LOGGING_SCOPE": "it makes Google's libraries print data keys",
-    "SSLKEYLOGFILE": "it makes TLS write its session keys",
-    "PKCS11SPY": "it points pkcs11-spy at the HSM, which writes PINs and data keys into a file",
-    "PYTHONASYNCIODEBUG": "asyncio's debug mode prints what its callbacks hold",
-    "PYTHONDEVMODE": "it turns on asyncio's debug mode, which prints what callbacks hold",
-}
 
 
 def refuse_speaking_environment(environ: Mapping[str, str] = os.environ) -> None:
     """Refuse variables and modes under which secrets are printed or TLS is weaker, set to whatever.
     Errors: StartupError.
     """
-    for name, why in _REFUSED.items():
-        if environ.get(name):
-            raise StartupError(f"{name} is set: {why}. Unset it and start again.")
+    why = refused_in(environ)
+    if why is not None:
+        raise StartupError(why)
     if sys.flags.dev_mode:
         raise StartupError(
             "Python's development mode is on (-X dev): it prints what callbacks hold. Start"

@@ -18,9 +18,11 @@ from ironwork_server.cli.config import config_path, settings_from
 _STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 
 
-def doctor(config: Path | None, *, upstream: bool, pid: int | None, as_json: bool) -> int:
+def doctor(
+    config: Path | None, *, upstream: bool, probe: bool, pid: int | None, as_json: bool
+) -> int:
     """0 where nothing failed, 1 where something did. Warnings do not fail."""
-    findings = asyncio.run(_look(config, upstream=upstream, pid=pid))
+    findings = asyncio.run(_look(config, upstream=upstream, probe=probe, pid=pid))
     if as_json:
         shown = [asdict(finding) for finding in findings]
         print(json.dumps({"ok": not failed(findings), "findings": shown}))  # noqa: T201  the answer
@@ -29,13 +31,17 @@ def doctor(config: Path | None, *, upstream: bool, pid: int | None, as_json: boo
     return 1 if failed(findings) else 0
 
 
-async def _look(config: Path | None, *, upstream: bool, pid: int | None) -> list[Finding]:
+async def _look(
+    config: Path | None, *, upstream: bool, probe: bool, pid: int | None
+) -> list[Finding]:
     try:
         settings = settings_from(config)
     except SettingsError as error:
         mend = "Mend the settings; nothing else was looked at. docs/operations.md lists them."
         return [fail("settings", str(error), mend)]
-    patient = Patient(settings, config_path(config), machine=Machine(pid=pid), upstream=upstream)
+    patient = Patient(
+        settings, config_path(config), machine=Machine(pid=pid), upstream=upstream, probe=probe
+    )
     return [finding async for finding in diagnose(patient)]
 
 

@@ -186,6 +186,9 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--upstream", action="store_true", help="also connect to Anthropic, sending nothing"
     )
+    parser.add_argument(
+        "--probe", action="store_true", help="also wrap and unwrap once with each master key"
+    )
     parser.add_argument("--pid", type=int, help="also look at the server that is running as PID")
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(command=_doctor)
@@ -314,7 +317,13 @@ def _policy_init(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from ironwork_server.cli.doctor import doctor
 
-    return doctor(options.config, upstream=options.upstream, pid=options.pid, as_json=options.json)
+    return doctor(
+        options.config,
+        upstream=options.upstream,
+        probe=options.probe,
+        pid=options.pid,
+        as_json=options.json,
+    )
 
 
 def _leakcheck(options: argparse.Namespace) -> int:
