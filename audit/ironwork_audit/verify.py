@@ -33,6 +33,7 @@ from ironwork_audit.tlog.tiles import TILE_HEIGHT, BadTile, TileReader
 from ironwork_audit.tlog.tree import Frontier, frontier_of
 from ironwork_audit.verify_chunk import CHUNK_ENTRIES, Chunk, Finding, Found, Links, check_chunk
 from ironwork_audit.verify_levels import Levels
+from ironwork_audit.verify_pruned import first_kept, missing, roots_of_missing
 from ironwork_audit.verify_unsigned import check_unsigned
 from ironwork_audit.witness import WITNESSED
 
@@ -48,7 +49,9 @@ class Verdict:
     unfinished: intents without an outcome. times: milliseconds since 1970, of the first and the
     last entry. since: size of the older checkpoint that the log has grown from. unsigned: entries
     that the log's folder holds after the checkpoint's. witnessed: of how many entries the
-    cosignatures are; None where no witness's key was given.
+    cosignatures are; None where no witness's key was given. pruned: the oldest entries, which are
+    not there: of them only the hashes were checked, from the tiles above. unlinked: outcomes whose
+    intents are among those.
     """
 
     finding: Finding | None
@@ -59,6 +62,8 @@ class Verdict:
     since: int | None = None
     unsigned: int = 0
     witnessed: int | None = None
+    pruned: int = 0
+    unlinked: int = 0
 
 
 def verify(
@@ -67,6 +72,7 @@ def verify(
     *,
     witnesses: Sequence[VerifierKey] = (),
     since: bytes | None = None,
+    pruned: bool = False,
     workers: int = 1,
     progress: Progress = lambda _done, _size: None,
 ) -> Verdict:
@@ -74,8 +80,10 @@ def verify(
 
     witnesses: must all have signed it, or one before it that the log publishes beside it
     (`checkpoint.witnessed`) and from which it has grown. since: an older checkpoint's bytes, signed
-    by the same key. workers: processes; 1 for this one alone. progress: told (entries done,
-    entries). Raises Unreadable, where nothing can be said of the log.
+    by the same key. pruned: take a log whose oldest full bundles were moved to an archive; else the
+    first of them is a finding, though the rest is checked all the same. workers: processes; 1 for
+    this one alone. progress: told (entries done, entries). Raises Unreadable, where
+    nothing can be said of the log.
     """
     try:
         opened, witnessed = _open(source, key, witnesses)
@@ -84,11 +92,14 @@ def verify(
         return Verdict(Finding(None, str(refused)))
     checkpoint = opened.checkpoint
     verdict = Verdict(None, checkpoint, witnessed.cosignatures)
-    scan = _Scan(source, checkpoint)
+    first = first_kept(source, checkpoint.size)
+    verdict = replace(verdict, pruned=first)
+    scan = _Scan(source, checkpoint, first)
     try:
         for older in (witnessed.checkpoint, old):
             _check_size(checkpoint, older)
-        for chunk in _chunks(source, checkpoint, workers):
+        scan.pass_over()
+        for chunk in _chunks(source, checkpoint, first, workers):
             scan.take(chunk)
             progress(scan.frontier.size, checkpoint.size)
         scan.finish()
@@ -96,7 +107,9 @@ def verify(
             _check_grown(source, checkpoint, older)
         unsigned = 0
         if isinstance(source, FolderSource):
-            unsigned = check_unsigned(source, checkpoint.origin, checkpoint.size, scan.links)
+            unsigned = check_unsigned(source, checkpoint.origin, checkpoint.size, scan.links, first)
+        if first and not pruned:
+            raise missing(source, checkpoint.size, first)
     except Found as found:
         return replace(verdict, finding=found.finding)
     return replace(
@@ -106,6 +119,7 @@ def verify(
         since=None if old is None else old.size,
         unsigned=unsigned,
         witnessed=witnessed.checkpoint.size if witnesses else None,
+        unlinked=scan.unlinked + len(scan.links.loose),
     )
 
 
@@ -134,14 +148,25 @@ def _read_witnessed(source: Source) -> bytes | None:
 
 
 class _Scan:
-    """Joins the chunks, in order."""
+    """Joins the chunks, in order. first: where what is there begins."""
 
-    def __init__(self, source: Source, checkpoint: Checkpoint) -> None:
+    def __init__(self, source: Source, checkpoint: Checkpoint, first: int) -> None:
+        self._source = source
         self._checkpoint = checkpoint
+        self._first = first
+        self.unlinked = 0
         self._levels = Levels(source, checkpoint.size)
         self.frontier = Frontier()
         self.links = Links()
         self.times: tuple[int, int] | None = None
+
+    def pass_over(self) -> None:
+        """The bundles that are not there: by their hashes in the level above, which the signed
+        root holds to. Raises Found, Unreadable.
+        """
+        for root in roots_of_missing(self._source, self._checkpoint.size, self._first):
+            self._levels.add(root)
+            self.frontier.append_subtree(TILE_HEIGHT, root)
 
     def take(self, chunk: Chunk) -> None:
         """The next chunk. Raises Found, for the first bad entry; Unreadable."""
@@ -178,6 +203,9 @@ class _Scan:
 
     def _settle(self, chunk: Chunk) -> Finding | None:
         for outcome in chunk.links.loose:
+            if outcome[1] < self._first:
+                self.unlinked += 1
+                continue
             finding = _found(self.links.settle, *outcome)
             if finding is not None:
                 return finding
@@ -192,20 +220,22 @@ def _found(check: Callable[..., None], *arguments: object) -> Finding | None:
     return None
 
 
-def _chunks(source: Source, checkpoint: Checkpoint, workers: int) -> Iterator[Chunk]:
-    """Every chunk of the log, verified, in order; a few at a time are under way."""
-    numbers = range(-(-checkpoint.size // CHUNK_ENTRIES))
+def _chunks(source: Source, checkpoint: Checkpoint, first: int, workers: int) -> Iterator[Chunk]:
+    """Every chunk of the log from its first entry on, verified, in order; a few at a time are under
+    way.
+    """
+    numbers = range(first // CHUNK_ENTRIES, -(-checkpoint.size // CHUNK_ENTRIES))
     origin, size = checkpoint.origin, checkpoint.size
     if workers <= 1 or len(numbers) <= 1:
         for number in numbers:
-            yield check_chunk(source, origin, size, number)
+            yield check_chunk(source, origin, size, number, first)
         return
     # Not by fork: a caller may have threads.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     under_way: deque[Future[Chunk]] = deque()
     try:
         for number in numbers:
-            under_way.append(pool.submit(_check_elsewhere, source, origin, size, number))
+            under_way.append(pool.submit(_check_elsewhere, source, origin, size, number, first))
             if len(under_way) > 2 * workers:
                 yield under_way.popleft().result(_CHUNK_DEADLINE_S)
         while under_way:
@@ -218,10 +248,10 @@ def _chunks(source: Source, checkpoint: Checkpoint, workers: int) -> Iterator[Ch
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _check_elsewhere(source: Source, origin: str, size: int, number: int) -> Chunk:
+def _check_elsewhere(source: Source, origin: str, size: int, number: int, first: int) -> Chunk:
     """In a worker process, which has a copy of the source of its own."""
     try:
-        return check_chunk(source, origin, size, number)
+        return check_chunk(source, origin, size, number, first)
     finally:
         source.close()
 

@@ -89,12 +89,15 @@ class Chunk:
     finding: Finding | None = None
 
 
-def check_chunk(source: Source, origin: str, size: int, number: int) -> Chunk:
-    """Verify chunk `number` of a log of `size` entries. Raises Unreadable."""
+def check_chunk(source: Source, origin: str, size: int, number: int, pruned: int = 0) -> Chunk:
+    """Verify chunk `number` of a log of `size` entries, of which the first `pruned` (full bundles)
+    are left out. Raises Unreadable.
+    """
     chunk = Chunk()
     checker = EntryChecker(origin)
-    first = number * CHUNK_ENTRIES
-    bundles = range(first // TILE_WIDTH, -(-min(size, first + CHUNK_ENTRIES) // TILE_WIDTH))
+    end = min(size, (number + 1) * CHUNK_ENTRIES)
+    first = max(number * CHUNK_ENTRIES, pruned)
+    bundles = range(first // TILE_WIDTH, -(-end // TILE_WIDTH))
     try:
         for bundle in bundles:
             leaves = _check_bundle(source, checker, tile_at(0, bundle, size), chunk, first)

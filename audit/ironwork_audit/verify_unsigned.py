@@ -24,9 +24,11 @@ _MAX_STATE_BYTES: Final = 1024
 _ATTEMPTS: Final = 5
 
 
-def check_unsigned(source: FolderSource, origin: str, size: int, links: Links) -> int:
-    """How many entries follow the `size` signed ones. links: goes on with them. Raises Found,
-    Unreadable.
+def check_unsigned(
+    source: FolderSource, origin: str, size: int, links: Links, first: int = 0
+) -> int:
+    """How many entries follow the `size` signed ones. links: goes on with them; of intents before
+    `first` nothing is known. Raises Found, Unreadable.
     """
     checker = EntryChecker(origin)
     end = size
@@ -35,7 +37,7 @@ def check_unsigned(source: FolderSource, origin: str, size: int, links: Links) -
             facts = checker.check(entry, index)
         except NotAnEvent as refused:
             raise Found(index, f"not yet signed: {refused}") from None
-        links.add(index, facts, 0)
+        links.add(index, facts, first)
         end = index + 1
     return end - size
 

@@ -13,7 +13,7 @@ from fixtures.tlog_made import KEY, ORIGIN
 from ironwork_audit.source import FolderSource
 from ironwork_audit.tlog import TilePath
 from ironwork_audit.verify import verify
-from ironwork_server.core.errors import Unavailable
+from ironwork_server.core.errors import OutOfRange
 from ironwork_server.core.values import Phase
 from ironwork_server.journal import EntryFilter, FileJournal, JournalError
 
@@ -39,13 +39,26 @@ async def with_a_deletion(folder: Path) -> None:
 
 
 async def check_reading(folder: Path) -> None:
-    """What was removed cannot be read, what is there can."""
+    """What was removed cannot be read or proven, and the answer says from where on; what is there
+    can.
+    """
     journal = FileJournal.open(folder, ORIGIN, file_system=Unsynced())
     reader = journal.reader()
-    with pytest.raises(Unavailable):
-        await reader.page(after_index=-1, limit=1, filter=EntryFilter())
-    kept = await reader.page(after_index=256 * (FULL_TILES - 1) - 1, limit=9, filter=EntryFilter())
+    first, size = 256 * (FULL_TILES - 1), 256 * FULL_TILES
+    for gone in (
+        reader.page(after_index=-1, limit=1, filter=EntryFilter()),
+        reader.page(after_index=first - 2, limit=1, filter=EntryFilter()),
+        reader.inclusion(first - 1, size),
+        reader.consistency(first - 1, size),
+    ):
+        with pytest.raises(OutOfRange) as refused:
+            await gone
+        assert (refused.value.reason, refused.value.code.name) == ("AUDIT_PRUNED", "OUT_OF_RANGE")
+        assert refused.value.metadata == {"first_index": str(first)}
+    kept = await reader.page(after_index=first - 1, limit=9, filter=EntryFilter())
     assert len(kept.entries) == 9
+    assert await reader.inclusion(first, size)
+    assert await reader.consistency(first, size)
     await journal.close()
 
 
@@ -109,6 +122,9 @@ def test_what_is_archived_may_be_pruned(folder: Path, tmp_path: Path) -> None:
     finding = verify(FolderSource(folder), KEY).finding
     assert finding is not None
     assert "tile/0/000: no such file" in finding.what
+    alone = verify(FolderSource(folder), KEY, pruned=True)
+    assert alone.finding is None
+    assert alone.pruned == 256 * (FULL_TILES - 1)
     asyncio.run(check_reading(folder))
 
 

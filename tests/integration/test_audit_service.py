@@ -21,6 +21,7 @@ from ironwork_audit.tlog import (
     verify_inclusion,
 )
 from ironwork_audit.tlog.signed import open_checkpoint
+from ironwork_client.errors import OutOfRange, from_rpc
 
 DEADLINE_S = 20
 
@@ -90,6 +91,49 @@ async def test_pages_hold_what_was_asked_for(service: TestService) -> None:
     by_twos = await entries(service, page_size=2, workspace=PARENT)
     whole = await entries(service, workspace=PARENT)
     assert [entry.index for entry in by_twos] == [entry.index for entry in whole]
+
+
+async def test_a_listing_begins_at_an_index(service: TestService) -> None:
+    """start_index is the first that is listed, and pages go on from there; one past the end lists
+    nothing, one past any log is refused.
+    """
+    for _ in range(2):
+        await service.add()
+    request, stub = audit_pb2.ListEntriesRequest(start_index=3, page_size=2), service.audit()
+    first = await stub.ListEntries(request, timeout=DEADLINE_S)
+    request.page_token = first.next_page_token
+    second = await stub.ListEntries(request, timeout=DEADLINE_S)
+    assert [entry.index for entry in (*first.entries, *second.entries)] == [3, 4, 5, 6]
+    assert not await entries(service, start_index=10_000)
+    code, _, text = await refused(service, start_index=2**63)
+    assert (code, text[:13]) == (grpc.StatusCode.INVALID_ARGUMENT, "start_index: ")
+
+
+async def test_what_was_pruned_is_out_of_range(service: TestService) -> None:
+    """Entries that were moved away, and their proofs, are OUT_OF_RANGE with the first index that is
+    there, from which all is answered.
+    """
+    stub, listing = service.audit(), keys_pb2.ListMaskedRequest(parent=PARENT)
+    for _ in range(15):
+        await asyncio.gather(
+            *(service.keys().ListMasked(listing, timeout=DEADLINE_S) for _ in range(20))
+        )
+    await service.add()  # answered when a checkpoint covers it, so the tiles are there
+    for name in ("entries/000", "0/000"):
+        (service.folder / "audit" / "tile" / name).unlink()
+    for call in (
+        stub.ListEntries(audit_pb2.ListEntriesRequest(), timeout=DEADLINE_S),
+        stub.FollowEntries(
+            audit_pb2.FollowEntriesRequest(start_index=9), timeout=DEADLINE_S
+        ).read(),
+        stub.GetInclusionProof(audit_pb2.GetInclusionProofRequest(index=9), timeout=DEADLINE_S),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        told = from_rpc(error.value)
+        assert isinstance(told, OutOfRange)
+        assert (told.reason, told.first_index) == ("AUDIT_PRUNED", 256)
+    assert (await entries(service, start_index=256))[0].index == 256
 
 
 @pytest.mark.parametrize("field", ["start_time", "end_time"])

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an older checkpoint, kept elsewhere: finds a rewritten or rolled-back log",
     )
     parser.add_argument(
+        "--pruned",
+        action="store_true",
+        help="take a log whose oldest entries were moved to an archive: checks what is there",
+    )
+    parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="the result as one JSON line")
@@ -41,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
             key,
             witnesses=witnesses,
             since=since,
+            pruned=options.pruned,
             workers=options.workers,
             progress=progress,
         )
@@ -55,11 +61,13 @@ def _document(verdict: Verdict, origin: str) -> dict[str, object]:
     document: dict[str, object] = {"ok": verdict.finding is None, "origin": origin}
     if verdict.checkpoint is not None:
         document |= {"size": verdict.checkpoint.size, "root": verdict.checkpoint.root.hex()}
+    document["pruned"] = verdict.pruned
     if verdict.finding is not None:
         return document | {"index": verdict.finding.index, "problem": verdict.finding.what}
     times = verdict.times or (None, None)
     return document | {
         "unfinished": verdict.unfinished,
+        "unlinked": verdict.unlinked,
         "unsigned": verdict.unsigned,
         "first_time_ms": times[0],
         "last_time_ms": times[1],
@@ -75,6 +83,7 @@ def _show(verdict: Verdict, origin: str) -> None:
     if finding is not None:
         place = origin if finding.index is None else f"{origin}: entry {finding.index}"
         show.line(out, "BAD", "bold red", f"{place}: {finding.what}")
+        _show_pruned(verdict)
     elif checkpoint is not None:
         _show_good(verdict, checkpoint)
 
@@ -83,6 +92,14 @@ def _show_good(verdict: Verdict, checkpoint: Checkpoint) -> None:
     out = show.console()
     root = f"root {checkpoint.root.hex()}"
     show.line(out, "OK", "bold green", f"{checkpoint.origin}: {checkpoint.size:,} entries, {root}")
+    _show_pruned(verdict)
+    if verdict.pruned:
+        kept = checkpoint.size - verdict.pruned
+        text = f"checked: the {kept:,} entries from {verdict.pruned:,} on, and every hash above"
+        show.line(out, "", "", text)
+    if verdict.unlinked:
+        text = f"{verdict.unlinked:,} outcomes belong to intents that are not here"
+        show.line(out, "note", "yellow", text)
     if verdict.times:
         first, last = map(show.shown_time, verdict.times)
         show.line(out, "", "", f"from {first} to {last}")
@@ -101,3 +118,10 @@ def _show_good(verdict: Verdict, checkpoint: Checkpoint) -> None:
     if not verdict.cosignatures:
         text = "UNWITNESSED: no witness's key was given, so a rewrite by the log's own key shows "
         show.line(out, "note", "yellow", text + "only against an older checkpoint (--since)")
+
+
+def _show_pruned(verdict: Verdict) -> None:
+    if verdict.pruned:
+        text = f"NOT CHECKED: entries 0 to {verdict.pruned - 1:,}, which are not here: only their "
+        text += "hashes in the tiles above are under the signed root"
+        show.line(show.console(), "note", "yellow", text)

@@ -190,6 +190,13 @@ class AppendLog:
         index, offset = divmod(start, TILE_WIDTH)
         return self._tiles.bundle(index)[offset : offset + limit]
 
+    def first_kept(self, level: int | None) -> int:
+        """The index from which on the entries (level None), or their hashes (0), are in files: 0
+        but in a log whose oldest full tiles were moved to an archive. Without the newest full one
+        it is no such log, and 0. From any thread.
+        """
+        return self._tiles.first_kept(level, self._tree.size // TILE_WIDTH) * TILE_WIDTH
+
     def tile(self, tile: TilePath) -> bytes:
         """A tile of the tree, as wide as asked for or, where none of that width was ever written,
         cut from a wider one. From any thread. Raises OSError, tlog.BadTile.

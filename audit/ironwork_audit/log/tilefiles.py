@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,6 +54,18 @@ class TileFiles:
             return b"".join(parse_tile(data, TILE_WIDTH)[: tile.width])
         entries = parse_bundle(data, TILE_WIDTH)[: tile.width]
         return b"".join(len(entry).to_bytes(2, "big") + entry for entry in entries)
+
+    def first_kept(self, level: int | None, full: int) -> int:
+        """Which of the `full` full tiles or bundles is the oldest that is there, where only the
+        oldest were removed; 0 where the newest is missing too.
+        """
+
+        def there(index: int) -> bool:
+            return (self._folder / TilePath(level, index).path).exists()
+
+        if not full or not there(full - 1):
+            return 0
+        return bisect_left(range(full), True, key=there)
 
     def bundle(self, index: int, width: int = TILE_WIDTH) -> list[bytes]:
         """The entries of a bundle. Raises OSError, BadTile."""

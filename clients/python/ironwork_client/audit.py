@@ -76,12 +76,14 @@ class AuditClient(UnaryClient):
         operation: str = "",
         start: datetime | None = None,
         end: datetime | None = None,
+        start_index: int = 0,
     ) -> Iterator[AuditRecord]:
         """Entries by index, oldest first, page by page as they are asked for. Filters combine.
 
         workspace: `workspaces/{workspace}`; key: its full name; principal: a SPIFFE id; operation:
-        such as `AddKey` or `hsm.unwrap`; start (inclusive) and end: aware times. Raises
-        IronworkError, and ValueError for a time without a zone.
+        such as `AddKey` or `hsm.unwrap`; start (inclusive) and end: aware times; start_index:
+        the first index of interest. Raises IronworkError (OutOfRange where the entries from there
+        on were moved to the log's archive), and ValueError for a time without a zone.
         """
         request = audit_pb2.ListEntriesRequest(
             page_size=_PAGE,
@@ -91,6 +93,7 @@ class AuditClient(UnaryClient):
             operation=operation,
             start_time=_timestamp(start),
             end_time=_timestamp(end),
+            start_index=start_index,
         )
         while True:
             try:

@@ -7,6 +7,7 @@ IronworkError
 ├── NotFound             NOT_FOUND            no such thing in the caller's own workspace
 ├── AlreadyExists        ALREADY_EXISTS
 ├── FailedPrecondition   FAILED_PRECONDITION  change the state first, or say so explicitly
+├── OutOfRange           OUT_OF_RANGE         kept elsewhere now; first_index is what is there
 ├── ResourceExhausted    RESOURCE_EXHAUSTED   a limit of the service
 ├── Unavailable          UNAVAILABLE          worth another try after retry_after seconds
 │   └── DeadlineExceeded DEADLINE_EXCEEDED    no answer in time; it may have been done all the same
@@ -82,6 +83,16 @@ class AlreadyExists(IronworkError): ...
 class FailedPrecondition(IronworkError): ...
 
 
+class OutOfRange(IronworkError):
+    @property
+    def first_index(self) -> int | None:
+        """The first entry that the service still has (AUDIT_PRUNED); those before are in the log's
+        archive.
+        """
+        text = self.metadata.get("first_index", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
 class ResourceExhausted(IronworkError): ...
 
 
@@ -101,6 +112,7 @@ _CLASSES: dict[grpc.StatusCode, type[IronworkError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.OUT_OF_RANGE: OutOfRange,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

@@ -7,6 +7,7 @@ IronworkError
 ├── NotFound              NOT_FOUND            inside the caller's own workspace only
 ├── AlreadyExists         ALREADY_EXISTS
 ├── PreconditionFailed    FAILED_PRECONDITION  the caller changes the state, or says so explicitly
+├── OutOfRange            OUT_OF_RANGE         it was there once, and is kept elsewhere now
 ├── LimitExceeded         RESOURCE_EXHAUSTED   a limit of ours
 ├── Unavailable           UNAVAILABLE          worth another try later (RetryInfo)
 ├── UpstreamFailed        UNAVAILABLE          Anthropic's answer cannot be delivered whole
@@ -33,6 +34,7 @@ class Code(Enum):
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
+    OUT_OF_RANGE = 11
     UNAVAILABLE = 14
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
@@ -106,6 +108,10 @@ class AlreadyExists(IronworkError):
 
 class PreconditionFailed(IronworkError):
     code = Code.FAILED_PRECONDITION
+
+
+class OutOfRange(IronworkError):
+    code = Code.OUT_OF_RANGE
 
 
 class LimitExceeded(IronworkError):

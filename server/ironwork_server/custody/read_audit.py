@@ -37,16 +37,17 @@ class AuditLister:
         self._tokens = tokens
 
     async def list(
-        self, permit: Permit, wanted: EntryFilter, *, size: int, token: str
+        self, permit: Permit, wanted: EntryFilter, *, size: int, token: str, start: int = 0
     ) -> EntryPage:
-        """Errors: InvalidRequest (page_size, page_token), Unavailable. A page may hold fewer
+        """start: the first index of interest. Errors: InvalidRequest (page_size, page_token),
+        OutOfRange (AUDIT_PRUNED), Unavailable. A page may hold fewer
         entries than asked for, or none, and still be followed by another.
         """
         permit.require(Action.READ_AUDIT)
         limit = page_size(size, default=DEFAULT_PAGE, maximum=MAX_PAGE)
         last = self._tokens.parse(token, SCOPE)
         page = await self._reader.page(
-            after_index=-1 if last is None else last, limit=limit, filter=wanted
+            after_index=max(start - 1, -1 if last is None else last), limit=limit, filter=wanted
         )
         return EntryPage(
             origin=self._origin,
@@ -70,7 +71,8 @@ class Proof:
 
 class AuditProver:
     """The use cases GetCheckpoint, GetInclusionProof and GetConsistencyProof: nothing is proven of
-    entries that no signature covers yet. Errors of each: Unavailable, DataLoss, InvalidRequest.
+    entries that no signature covers yet. Errors of each: Unavailable, OutOfRange (AUDIT_PRUNED),
+    DataLoss, InvalidRequest.
     """
 
     def __init__(self, *, reader: JournalReader) -> None:
@@ -116,7 +118,7 @@ class AuditFollower:
         self, permit: Permit, wanted: EntryFilter, start: int
     ) -> AsyncIterator[tuple[Sequence[tuple[int, bytes]], int]]:
         """Entries that match, with the index to go on from, as they come; without an end. Errors:
-        Unavailable, DataLoss.
+        Unavailable, OutOfRange (AUDIT_PRUNED), DataLoss.
         """
         permit.require(Action.READ_AUDIT)
         after = start - 1

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from ironwork_audit import Event, parse
-from ironwork_server.core.errors import DataLoss, IronworkError
+from ironwork_server.core.errors import DataLoss, IronworkError, OutOfRange
 from ironwork_server.core.ports import Journal, KeyStore
 from ironwork_server.core.values import Action, AuditEvent, Phase
 from ironwork_server.journal import EntryFilter, JournalReader
@@ -78,14 +78,14 @@ class Settler:
 
     async def _outcome(self, index: int) -> AuditEvent | None:
         """What the entry leaves open, as the outcome that is missing. None where there is no such
-        entry, or it leaves nothing open: a snapshot was forged or damaged, and the other writes are
-        settled all the same.
+        entry (any more), or it leaves nothing open: a snapshot was forged or damaged, and the other
+        writes are settled all the same.
         """
         try:
             page = await self._reader.page(after_index=index - 1, limit=1, filter=_ANY)
             ((_, entry),) = page.entries
             event = parse(entry).event
-        except (DataLoss, ValueError):  # NotAnEvent is a ValueError
+        except (DataLoss, OutOfRange, ValueError):  # NotAnEvent is a ValueError
             return None
         if not _is_open(event):
             return None

@@ -18,7 +18,7 @@ from ironwork_audit.tlog import (
     inclusion_proof,
     parse_note,
 )
-from ironwork_server.core.errors import DataLoss, Unavailable
+from ironwork_server.core.errors import DataLoss, OutOfRange, Unavailable
 from ironwork_server.journal.aside import on_a_thread
 
 T = TypeVar("T")
@@ -73,7 +73,8 @@ class JournalReader:
     ) -> Page:
         """At most limit (1 to 1000) entries with an index above after_index; -1 is the start.
 
-        Raises Unavailable (AUDIT_UNAVAILABLE) where the file cannot be read, DataLoss
+        Raises Unavailable (AUDIT_UNAVAILABLE) where the file cannot be read, OutOfRange
+        (AUDIT_PRUNED, metadata first_index) where it was moved to an archive, DataLoss
         (AUDIT_DAMAGED) where an entry is not what was written.
         """
         if not 1 <= limit <= MAX_LIMIT or after_index < -1:
@@ -81,7 +82,8 @@ class JournalReader:
         if after_index + 1 >= self._log.size:
             return Page((), None)  # without a thread: each follower asks so several times a second
         matcher = _Matcher(filter)
-        return await self._apart(lambda: self._read(after_index + 1, limit, matcher))
+        start = after_index + 1
+        return await self._kept(lambda: self._read(start, limit, matcher), start, None)
 
     @property
     def size(self) -> int:
@@ -105,11 +107,36 @@ class JournalReader:
         """The proof that entry index is in the tree of size entries, which are in tiles. Raises as
         page does.
         """
-        return await self._apart(lambda: inclusion_proof(index, size, self._log.hashes(size)))
+        return await self._kept(
+            lambda: inclusion_proof(index, size, self._log.hashes(size)), index, 0
+        )
 
     async def consistency(self, old_size: int, size: int) -> Sequence[bytes]:
         """The proof that the tree of size has grown from that of old_size. Raises likewise."""
-        return await self._apart(lambda: consistency_proof(old_size, size, self._log.hashes(size)))
+        return await self._kept(
+            lambda: consistency_proof(old_size, size, self._log.hashes(size)), old_size - 1, 0
+        )
+
+    async def _kept(self, work: Callable[[], T], index: int, level: int | None) -> T:
+        """As _apart. Where a file is missing, and the entry of this index was pruned, that is what
+        it says: no other try would help.
+        """
+
+        def kept() -> T:
+            try:
+                return work()
+            except FileNotFoundError:
+                first = self._log.first_kept(level)
+                if index >= first:
+                    raise
+                raise OutOfRange(
+                    f"The audit log holds entries from index {first} on; those before were moved to"
+                    " its archive. Read them there, or begin at that index.",
+                    reason="AUDIT_PRUNED",
+                    metadata={"first_index": str(first)},
+                ) from None
+
+        return await self._apart(kept)
 
     async def _apart(self, work: Callable[[], T]) -> T:
         """On a thread, bounded in time and number, with errors mapped."""

@@ -49,7 +49,11 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
 
         async def act(permit: Permit) -> audit_pb2.ListEntriesResponse:
             page = await self._lister.list(
-                permit, _filter(request), size=request.page_size, token=request.page_token
+                permit,
+                _filter(request),
+                size=request.page_size,
+                token=request.page_token,
+                start=_start_index(request),
             )
             return audit_pb2.ListEntriesResponse(
                 entries=[
@@ -106,9 +110,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
 
         async def send(permit: Permit) -> None:
             wanted = _filter(request)
-            if request.start_index > MAX_INDEX:
-                raise InvalidRequest.field("start_index", "is past any log's end")
-            follow = self._follower.follow(permit, wanted, request.start_index)
+            follow = self._follower.follow(permit, wanted, _start_index(request))
             async for entries, next_index in follow:
                 await _write(
                     context,
@@ -167,6 +169,12 @@ def _filter(request: audit_pb2.ListEntriesRequest | audit_pb2.FollowEntriesReque
         start_time=_time(request, "start_time"),
         end_time=_time(request, "end_time"),
     )
+
+
+def _start_index(request: audit_pb2.ListEntriesRequest | audit_pb2.FollowEntriesRequest) -> int:
+    if request.start_index > MAX_INDEX:
+        raise InvalidRequest.field("start_index", "is past any log's end")
+    return request.start_index
 
 
 def _time(

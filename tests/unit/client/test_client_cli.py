@@ -307,7 +307,8 @@ def test_audit_list_shows_entries(run, scripted_server: Server) -> None:
     for part in ("0", "2026-11-23 09:00:00.123", "WithKey", "intent", "Success", "acme", ID):
         assert part in line
     assert "not readable" in out
-    code, out, err = run("audit", "list", "--limit", "2")
+    code, out, err = run("audit", "list", "--limit", "2", "--start-index", "512")
+    assert seen[-1].start_index == 512
     assert "More entries follow" in err
     assert len(out.splitlines()) == 3
     code, out, _ = run("audit", "list", "--json", "--limit", "2")

@@ -39,6 +39,7 @@ CLASSES = {
     Code.NOT_FOUND: errors.NotFound,
     Code.ALREADY_EXISTS: errors.AlreadyExists,
     Code.FAILED_PRECONDITION: errors.FailedPrecondition,
+    Code.OUT_OF_RANGE: errors.OutOfRange,
     Code.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
     Code.UNAVAILABLE: errors.Unavailable,
     Code.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
@@ -60,6 +61,15 @@ def test_a_status_with_details_becomes_our_error(code: Code, kind: type[Exceptio
     assert (error.code, error.reason, error.retry_after) == (code, "REASON", 4.0)
     assert error.violations == (errors.FieldViolation("api_key", "is empty"),)
     assert str(error) == "Says the service."
+
+
+@pytest.mark.parametrize(
+    ("said", "index"), [("1024", 1024), ("", None), ("-1", None), ("²", None), ("9" * 20, None)]
+)
+def test_what_is_out_of_range_says_what_is_there(said: str, index: int | None) -> None:
+    """The first index that the service still has is a number, or there is none."""
+    made = errors.OutOfRange("x", code=Code.OUT_OF_RANGE, metadata={"first_index": said})
+    assert made.first_index == index
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code is not Code.OK])

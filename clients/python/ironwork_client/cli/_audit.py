@@ -20,6 +20,7 @@ def list_entries(arguments: argparse.Namespace, profile: Profile) -> int:
             operation=arguments.operation,
             start=_time("--since", arguments.since),
             end=_time("--until", arguments.until),
+            start_index=arguments.start_index,
         )
         if arguments.json:
             for record in islice(entries, arguments.limit):

@@ -99,6 +99,7 @@ def _audit_commands(group: argparse.ArgumentParser) -> None:
     _filters(entries)
     entries.add_argument("--since", default="", help="only at or after this time (ISO 8601, UTC)")
     entries.add_argument("--until", default="", help="only before this time")
+    entries.add_argument("--start-index", type=_index, default=0, help="from here (default 0)")
     entries.add_argument(
         "--limit", type=_positive, default=1000, help="at most this many (default %(default)s)"
     )

@@ -21,6 +21,7 @@ _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 # What to do next, by the service's reason.
 _MENDS: Final = {
+    "AUDIT_PRUNED": "`--start-index` is where to begin.",
     "DIFFERENT_ORGANIZATION": (
         "If you mean to move the workspace to another Anthropic organisation, repeat with"
         " --allow-different-organization."

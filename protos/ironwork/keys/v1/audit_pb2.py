@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cironwork/keys/v1/audit.proto\x12\x10ironwork.keys.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x01\n\x12ListEntriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tworkspace\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x11\n\toperation\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\x13ListEntriesResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.ironwork.keys.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\nAuditEntry\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\r\n\x05\x65vent\x18\x03 \x01(\x0c\"\x16\n\x14GetCheckpointRequest\"A\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x14\n\x0cverifier_key\x18\x02 \x01(\t\"7\n\x18GetInclusionProofRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"M\n\x19GetInclusionProofResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x03 \x01(\x0c\"<\n\x1aGetConsistencyProofRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"O\n\x1bGetConsistencyProofResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x03 \x01(\x0c\"q\n\x14\x46ollowEntriesRequest\x12\x13\n\x0bstart_index\x18\x01 \x01(\x04\x12\x11\n\tworkspace\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\tprincipal\x18\x04 \x01(\t\x12\x11\n\toperation\x18\x05 \x01(\t\"Z\n\x15\x46ollowEntriesResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.ironwork.keys.v1.AuditEntry\x12\x12\n\nnext_index\x18\x02 \x01(\x04\x32\x92\x04\n\x0c\x41uditService\x12Z\n\x0bListEntries\x12$.ironwork.keys.v1.ListEntriesRequest\x1a%.ironwork.keys.v1.ListEntriesResponse\x12`\n\rGetCheckpoint\x12&.ironwork.keys.v1.GetCheckpointRequest\x1a\'.ironwork.keys.v1.GetCheckpointResponse\x12l\n\x11GetInclusionProof\x12*.ironwork.keys.v1.GetInclusionProofRequest\x1a+.ironwork.keys.v1.GetInclusionProofResponse\x12r\n\x13GetConsistencyProof\x12,.ironwork.keys.v1.GetConsistencyProofRequest\x1a-.ironwork.keys.v1.GetConsistencyProofResponse\x12\x62\n\rFollowEntries\x12&.ironwork.keys.v1.FollowEntriesRequest\x1a\'.ironwork.keys.v1.FollowEntriesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cironwork/keys/v1/audit.proto\x12\x10ironwork.keys.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x01\n\x12ListEntriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tworkspace\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x11\n\toperation\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bstart_index\x18\t \x01(\x04\"]\n\x13ListEntriesResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.ironwork.keys.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\nAuditEntry\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\r\n\x05\x65vent\x18\x03 \x01(\x0c\"\x16\n\x14GetCheckpointRequest\"A\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x14\n\x0cverifier_key\x18\x02 \x01(\t\"7\n\x18GetInclusionProofRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"M\n\x19GetInclusionProofResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x03 \x01(\x0c\"<\n\x1aGetConsistencyProofRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"O\n\x1bGetConsistencyProofResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x03 \x01(\x0c\"q\n\x14\x46ollowEntriesRequest\x12\x13\n\x0bstart_index\x18\x01 \x01(\x04\x12\x11\n\tworkspace\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\tprincipal\x18\x04 \x01(\t\x12\x11\n\toperation\x18\x05 \x01(\t\"Z\n\x15\x46ollowEntriesResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.ironwork.keys.v1.AuditEntry\x12\x12\n\nnext_index\x18\x02 \x01(\x04\x32\x92\x04\n\x0c\x41uditService\x12Z\n\x0bListEntries\x12$.ironwork.keys.v1.ListEntriesRequest\x1a%.ironwork.keys.v1.ListEntriesResponse\x12`\n\rGetCheckpoint\x12&.ironwork.keys.v1.GetCheckpointRequest\x1a\'.ironwork.keys.v1.GetCheckpointResponse\x12l\n\x11GetInclusionProof\x12*.ironwork.keys.v1.GetInclusionProofRequest\x1a+.ironwork.keys.v1.GetInclusionProofResponse\x12r\n\x13GetConsistencyProof\x12,.ironwork.keys.v1.GetConsistencyProofRequest\x1a-.ironwork.keys.v1.GetConsistencyProofResponse\x12\x62\n\rFollowEntries\x12&.ironwork.keys.v1.FollowEntriesRequest\x1a\'.ironwork.keys.v1.FollowEntriesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,27 +23,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ironwork.keys.v1.audit_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTENTRIESREQUEST']._serialized_start=84
-  _globals['_LISTENTRIESREQUEST']._serialized_end=307
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=309
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=402
-  _globals['_AUDITENTRY']._serialized_start=404
-  _globals['_AUDITENTRY']._serialized_end=462
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=464
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=486
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=488
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=553
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=555
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=610
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=612
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=689
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=691
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=751
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=753
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=832
-  _globals['_FOLLOWENTRIESREQUEST']._serialized_start=834
-  _globals['_FOLLOWENTRIESREQUEST']._serialized_end=947
-  _globals['_FOLLOWENTRIESRESPONSE']._serialized_start=949
-  _globals['_FOLLOWENTRIESRESPONSE']._serialized_end=1039
-  _globals['_AUDITSERVICE']._serialized_start=1042
-  _globals['_AUDITSERVICE']._serialized_end=1572
+  _globals['_LISTENTRIESREQUEST']._serialized_end=328
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=330
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=423
+  _globals['_AUDITENTRY']._serialized_start=425
+  _globals['_AUDITENTRY']._serialized_end=483
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=485
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=507
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=509
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=574
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=576
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=631
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=633
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=710
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=712
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=772
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=774
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=853
+  _globals['_FOLLOWENTRIESREQUEST']._serialized_start=855
+  _globals['_FOLLOWENTRIESREQUEST']._serialized_end=968
+  _globals['_FOLLOWENTRIESRESPONSE']._serialized_start=970
+  _globals['_FOLLOWENTRIESRESPONSE']._serialized_end=1060
+  _globals['_AUDITSERVICE']._serialized_start=1063
+  _globals['_AUDITSERVICE']._serialized_end=1593
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,7 @@ class ListEntriesRequest(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    START_INDEX_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """How many entries at most; 0 means 100, and more than 1000 means 1000."""
     page_token: _builtins.str
@@ -45,6 +46,11 @@ class ListEntriesRequest(_message.Message):
     """Only entries caused by this principal (SPIFFE id)."""
     operation: _builtins.str
     """Only entries of this operation, such as `AddKey` or `hsm.unwrap`."""
+    start_index: _builtins.int
+    """The first index that is of interest. Where the log's oldest entries were moved to an archive, and
+    this is one of them, the answer is OUT_OF_RANGE (AUDIT_PRUNED), with the first index that is
+    there in its metadata `first_index`.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only entries at or after this time."""
@@ -64,10 +70,11 @@ class ListEntriesRequest(_message.Message):
         operation: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        start_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "key", b"key", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "principal", b"principal", "start_time", b"start_time", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "key", b"key", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "principal", b"principal", "start_index", b"start_index", "start_time", b"start_time", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,7 +311,9 @@ class FollowEntriesRequest(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     start_index: _builtins.int
-    """The first index that is of interest; past the log's end, waits for it."""
+    """The first index that is of interest; past the log's end, waits for it; before what is there,
+    OUT_OF_RANGE (AUDIT_PRUNED), as in ListEntries.
+    """
     workspace: _builtins.str
     """Only entries of this workspace: `workspaces/{workspace}`."""
     key: _builtins.str
