@@ -68,6 +68,8 @@ def test_as_json(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "ok": True,
         "origin": ORIGIN,
         "size": 301,
+        "pruned": 0,
+        "unlinked": 0,
         "unfinished": 0,
         "unsigned": 0,
         "first_time_ms": 1795435200000,
