@@ -15,7 +15,7 @@ NOW = datetime(2026, 11, 23, tzinfo=UTC)
 def test_every_error_has_a_code() -> None:
     """Each class of the tree stands for one gRPC code."""
     classes = IronworkError.__subclasses__()
-    assert len(classes) == 11
+    assert len(classes) == 12
     for kind in classes:
         error = kind("What is wrong.", reason="WHY", metadata={"a": "b"}, retry_after_s=2.5)
         assert isinstance(error.code, errors.Code)
