@@ -13,8 +13,7 @@ from fixtures.hsmd import entries_of
 from fixtures.processes import Dev, command, dev
 from fixtures.production import Production
 from ironwork_client import AuditClient, KeyClient, PermissionDenied, Profile
-from ironwork_server.cli import dev as dev_module
-from ironwork_server.cli import leakcheck
+from ironwork_server.cli import dev_serving, leakcheck
 from ironwork_server.cli.main import main
 from ironwork_server.upstream.endpoint import ANTHROPIC, UpstreamEndpoint
 
@@ -219,7 +218,7 @@ def test_upstreams_of_dev(
         given.append(arguments[2])
 
     monkeypatch.setattr("ironwork_server.app.logs.configure", lambda _: None)
-    monkeypatch.setattr(dev_module, "_dev", served)
+    monkeypatch.setattr(dev_serving, "_dev", served)
     assert main(["dev", "--state", str(tmp_path), "--upstream", upstream]) == 0
     assert given[0].tls is tls
     assert (given[0] == ANTHROPIC) is tls

@@ -12,7 +12,8 @@ from ironwork_server.core.errors import UpstreamFailed
 from ironwork_server.core.ports import Injector, UpstreamResponse
 from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import ScreenedRequest, Verdict
-from ironwork_server.upstream import AnthropicKeyValidator, HttpUpstream, UpstreamEndpoint
+from ironwork_server.upstream import HttpUpstream, UpstreamEndpoint
+from ironwork_server.upstream.validator import AnthropicKeyValidator
 from ironwork_simulator import Behaviour, Match
 
 HEADERS = ((b"content-type", b"application/json"), (b"anthropic-version", b"2023-06-01"))

@@ -16,7 +16,8 @@ from fixtures.agent import message_body
 from fixtures.scene import CALL_S, MakeScene, Scene, random_body
 from fixtures.server import AGENT, AUDITOR, PARENT
 from ironwork.keys.v1 import audit_pb2, keys_pb2
-from ironwork_server.upstream import AnthropicKeyValidator, UpstreamEndpoint
+from ironwork_server.upstream import UpstreamEndpoint
+from ironwork_server.upstream.validator import AnthropicKeyValidator
 from ironwork_simulator import Behaviour
 
 OTHER_ORGANIZATION = "9a4b2f1e-0000-4000-8000-2f3b8a7d6c10"

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ironwork_audit.tlog import KeyType, VerifierKey
+from ironwork_server.app.startup import SettingsError
 from ironwork_server.core.routes import DEFAULT_GROUPS, KNOWN_GROUPS
 from ironwork_server.custody.data_key_cache import CacheBounds
 from ironwork_server.journal.witness_http import checked_url
@@ -49,10 +50,6 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 MAX_MESSAGE_KIB = 11 * 1024
 # The longest that a client of ours sends, a request's head, has some 70 KiB.
 MIN_MESSAGE_KIB = 256
-
-
-class SettingsError(Exception):
-    """Settings that cannot be used; the text names each setting, what is wrong, and the mend."""
 
 
 class _Section(BaseModel):

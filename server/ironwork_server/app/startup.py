@@ -13,6 +13,10 @@ class StartupError(Exception):
     """The service does not start; the text says why and what to do."""
 
 
+class SettingsError(Exception):
+    """Settings that cannot be used; the text names each setting, what is wrong, and the mend."""
+
+
 def refuse_speaking_environment(environ: Mapping[str, str] = os.environ) -> None:
     """Refuse variables and modes under which secrets are printed or TLS is weaker, set to whatever.
     Errors: StartupError.

@@ -12,7 +12,7 @@ from rich.text import Text
 from ironwork_server.app.doctor import Patient, diagnose
 from ironwork_server.app.doctor_machine import Machine
 from ironwork_server.app.doctor_report import Finding, Status, fail, failed
-from ironwork_server.app.settings import SettingsError
+from ironwork_server.app.startup import SettingsError
 from ironwork_server.cli.config import config_path, settings_from
 
 _STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}

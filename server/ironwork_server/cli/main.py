@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ironwork_hsm import HsmError
-from ironwork_server.app.settings import SettingsError
-from ironwork_server.app.startup import StartupError
+from ironwork_server.app.startup import SettingsError, StartupError
 from ironwork_server.core.described import described
 from ironwork_server.core.errors import IronworkError
 

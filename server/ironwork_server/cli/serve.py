@@ -7,8 +7,6 @@ from pathlib import Path
 from ironwork_server.app import logs
 from ironwork_server.app.allocator import overwrite_freed, tell
 from ironwork_server.app.hardening import deny_memory_reads
-from ironwork_server.app.production import check_master_key, check_production, check_tls
-from ironwork_server.app.service import running
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import refuse_speaking_environment
 from ironwork_server.cli.config import settings_from
@@ -26,6 +24,9 @@ def serve(config: Path | None, *, is_program: bool) -> int:
     settings = settings_from(config)
     # Before anything is read that is worth a thought.
     allocator = overwrite_freed(wanted=settings.memory.overwrite_freed, is_program=is_program)
+    # Only now: the process may just have been started anew, and to load the rest takes seconds.
+    from ironwork_server.app.production import check_production
+
     check_production(settings)
     logs.configure(settings.log_level)
     tell(allocator)
@@ -38,6 +39,9 @@ def serve(config: Path | None, *, is_program: bool) -> int:
 
 
 async def _serve(settings: Settings) -> None:
+    from ironwork_server.app.production import check_master_key, check_tls
+    from ironwork_server.app.service import running
+
     with stop_signals() as stop:
         # No setting says whom keys are sent to: Anthropic and nobody else.
         async with running(

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ironwork_audit.tlog import KeyType, VerifierKey
-from ironwork_server.app.settings import MAX_FILE_BYTES, Settings, SettingsError, load
+from ironwork_server.app.settings import MAX_FILE_BYTES, Settings, load
+from ironwork_server.app.startup import SettingsError
 from ironwork_server.upstream import UpstreamProxy
 
 SECRET = "sk-ant-api03-canary"

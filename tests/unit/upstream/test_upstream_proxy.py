@@ -14,12 +14,12 @@ from ironwork_server.core.errors import Unavailable, UpstreamFailed
 from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import Verdict
 from ironwork_server.upstream import (
-    AnthropicKeyValidator,
     HttpUpstream,
     UpstreamEndpoint,
     UpstreamProxy,
     UpstreamTimeouts,
 )
+from ironwork_server.upstream.validator import AnthropicKeyValidator
 from unit.upstream.certificates import Authority
 from unit.upstream.raw_server import HOST, RawConnection, RawServer, free_port
 from unit.upstream.sending import KEY, OK, Keys, Progress, fetch, get, pieces

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ironwork_server.core.secret import Secret
 from ironwork_server.core.values import Validation, Verdict
-from ironwork_server.upstream import AnthropicKeyValidator, HttpUpstream, silence_http_loggers
-from ironwork_server.upstream.validator import _retry_after, _Transport
+from ironwork_server.upstream import HttpUpstream, silence_http_loggers
+from ironwork_server.upstream.validator import AnthropicKeyValidator, _retry_after, _Transport
 from unit.upstream.raw_server import RawServer
 from unit.upstream.sending import KEY
 
