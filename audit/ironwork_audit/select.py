@@ -1,6 +1,6 @@
 """Reading a log's entries in order, and choosing among them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ironwork_audit.parse import NotAnEvent, Summary, summarize
@@ -8,6 +8,7 @@ from ironwork_audit.source import NotThere, Source, read_checkpoint, read_entrie
 from ironwork_audit.tlog.checkpoint import Checkpoint
 from ironwork_audit.tlog.note import parse_note
 from ironwork_audit.tlog.tiles import TILE_WIDTH, BadTile, tile_at
+from ironwork_audit.verify_entry import EntryChecker
 
 
 class BadEntry(Exception):
@@ -66,6 +67,21 @@ def stored(source: Source, start: int, size: int) -> Iterator[tuple[int, bytes]]
         for index, entry in enumerate(entries, first):
             if index >= start:
                 yield index, entry
+
+
+def of_our_form(entries: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The entries of one log, each held to all that its form asks for: what is read out of them, to
+    be shown or handed on, is then within its bounds and plays no tricks on who reads it. Whether
+    they are what was signed is not looked at. Raises BadEntry, and what entries raises.
+    """
+    checker: EntryChecker | None = None
+    for index, entry in entries:
+        try:
+            checker = checker or EntryChecker(summarize(entry).origin)
+            checker.check(entry, index)
+        except NotAnEvent as refused:
+            raise BadEntry(f"entry {index}: {refused}") from None
+        yield index, entry
 
 
 def summary_of(index: int, entry: bytes) -> Summary:

@@ -5,6 +5,9 @@ one host and never on to another, and nothing that was read is believed before i
 """
 
 import contextlib
+import errno
+import os
+import stat
 import threading
 import time
 from dataclasses import dataclass
@@ -56,7 +59,7 @@ class FolderSource:
     def read(self, path: str, limit: int) -> bytes:
         """See Source."""
         try:
-            with (self.folder / path).open("rb") as file:
+            with open(self.folder / path, "rb", opener=_open_file) as file:
                 data = file.read(limit + 1)
         except FileNotFoundError:
             raise NotThere(f"{self.folder / path}: no such file") from None
@@ -69,6 +72,18 @@ class FolderSource:
 
     def close(self) -> None:
         """See Source: nothing is kept."""
+
+
+def _open_file(name: str, flags: int) -> int:
+    """A file's descriptor, or a folder's, which `open` refuses itself: a pipe would be waited for,
+    and a device may have no end.
+    """
+    descriptor = os.open(name, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file")
+    return descriptor
 
 
 class HttpSource:

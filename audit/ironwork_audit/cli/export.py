@@ -5,11 +5,11 @@ import sys
 from typing import Final
 
 from ironwork_audit.cli import options as shared
-from ironwork_audit.cli import show
+from ironwork_audit.cli import plain, show
 from ironwork_audit.cli.selection import add_selection, selection_of
 from ironwork_audit.export_cef import to_cef
 from ironwork_audit.parse import NotAnEvent
-from ironwork_audit.select import BadEntry, stored, summary_of, unchecked_size
+from ironwork_audit.select import BadEntry, of_our_form, stored, summary_of, unchecked_size
 
 HELP: Final = "write entries as OCSF JSON lines, or as CEF, for a SIEM"
 _PROGRESS_EVERY: Final = 4096
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         _export(options)
     except BadEntry as bad:
         # Standard output holds the entries.
-        print(f"BAD  {bad}", file=sys.stderr)  # noqa: T201
+        plain.error(f"BAD  {bad}")
         return 1
     return 0
 
@@ -45,7 +45,7 @@ def _export(options: argparse.Namespace) -> None:
     out = sys.stdout.buffer
     with shared.log_of(options) as source, show.progress_bar("exporting") as progress:
         size = unchecked_size(source)
-        for index, entry in stored(source, options.start_index, size):
+        for index, entry in of_our_form(stored(source, options.start_index, size)):
             if index % _PROGRESS_EVERY == 0:
                 progress(index, size)
             summary = summary_of(index, entry)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ironwork_audit.cli import plain
 from ironwork_audit.cli.options import WrongUsage
 from ironwork_audit.source import Unreadable
 from ironwork_audit.tlog.note import BadNote
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(text: str) -> int:
-    print(f"ironwork-audit: {text}", file=sys.stderr)  # noqa: T201  a command's error
+    plain.error(f"ironwork-audit: {text}")
     return 2
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ironwork_audit.cli.plain import printable
 from ironwork_audit.verify import Progress as Told
 
 
@@ -27,13 +28,13 @@ def console() -> Console:
 
 
 def line(where: Console, mark: str, style: str, text: str) -> None:
-    """One line that begins with a coloured mark. The text is shown as it is."""
-    where.print(Text.assemble((f"{mark:<5}", style), text))
+    """One line that begins with a coloured mark. The text is shown by `printable`."""
+    where.print(Text.assemble((f"{mark:<5}", style), printable(text)))
 
 
 def as_json(document: object) -> None:
-    """One line of JSON on standard output."""
-    print(json.dumps(document, ensure_ascii=False, sort_keys=True))  # noqa: T201
+    """One line of JSON on standard output, in ASCII: what it quotes cannot move a cursor."""
+    print(json.dumps(document, sort_keys=True))  # noqa: T201
 
 
 def shown_time(milliseconds: int) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ironwork_audit.cli import options as shared
-from ironwork_audit.cli import show
+from ironwork_audit.cli import plain, show
 from ironwork_audit.cli.selection import add_selection, selection_of
 from ironwork_audit.event import INTENT, Event
 from ironwork_audit.follow import Follower
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
             _follow(Follower(source, key, options.last), selection, options)
     except BadEntry as bad:
         sys.stdout.flush()
-        print(f"BAD  {bad}", file=sys.stderr)  # noqa: T201
+        plain.error(f"BAD  {bad}")
         return 1
     return 0
 
@@ -86,7 +86,7 @@ def _follow(follower: Follower, selection: Selection, options: argparse.Namespac
             if not started or options.no_follow:
                 raise
             if str(error) != trouble:
-                print(f"ironwork-audit: {error}; trying again", file=sys.stderr)  # noqa: T201
+                plain.error(f"ironwork-audit: {error}; trying again")
             trouble = str(error)
         sys.stdout.flush()
         if options.no_follow:
@@ -99,14 +99,13 @@ def _show(
 ) -> None:
     if not selection.takes(summary_of(index, entry)):
         return
-    if options.json:
-        sys.stdout.buffer.write(entry + b"\n")
-        return
     try:
         parsed = parse(entry)
     except NotAnEvent as refused:
         raise BadEntry(f"entry {index}: {refused}") from None
-    if options.intents or parsed.event.phase != INTENT:
+    if options.json:
+        sys.stdout.buffer.write(entry + b"\n")
+    elif options.intents or parsed.event.phase != INTENT:
         out.print(_line(parsed))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from ironwork_audit.log.snapshot import STATE
-from ironwork_audit.select import BadEntry, stored, unchecked_size
+from ironwork_audit.select import BadEntry, of_our_form, stored, unchecked_size
 from ironwork_audit.source import FolderSource, NotThere, Source, open_source
 from ironwork_audit.verify import Progress
 from ironwork_audit.verify_chunk import Found
@@ -15,8 +15,13 @@ _PROGRESS_EVERY = 4096
 
 def entries_of(place: str, progress: Progress) -> Iterator[tuple[int, bytes]]:
     """Every entry by index. Of a folder, also those after its checkpoint: the signature of the
-    last checkpoint is itself on record there. Hashes are not checked. Raises BadEntry, Unreadable.
+    last checkpoint is itself on record there. Their form is checked, hashes are not. Raises
+    BadEntry, Unreadable.
     """
+    return of_our_form(_entries_of(place, progress))
+
+
+def _entries_of(place: str, progress: Progress) -> Iterator[tuple[int, bytes]]:
     with closing(open_source(place)) as source:
         size = _size(source)
         for index, entry in stored(source, 0, size):

@@ -142,6 +142,10 @@ class _Reader:
         if number >= self.next:
             if number - self.next > _MOST_MISSING:
                 raise NotARecord(f"{self.name} line {line}: call {number} after {self.next - 1}")
+            if number - self.next + len(self.missing) > _MOST_MISSING:
+                raise NotARecord(
+                    f"{self.name} line {line}: more than {_MOST_MISSING} calls are missing from it"
+                )
             self.missing.update(range(self.next, number))
             self.next = number + 1
         else:

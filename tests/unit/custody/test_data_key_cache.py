@@ -10,6 +10,7 @@ import pytest
 from ironwork_hsm import BlobRejected
 from ironwork_hsm import Unavailable as HsmUnavailable
 from ironwork_server.core.errors import Unavailable
+from ironwork_server.core.names import new_key_id
 from ironwork_server.core.values import Action, StoredKey
 from ironwork_server.custody import data_key_cache
 from ironwork_server.custody.data_key_cache import CacheBounds, DataKeyCache
@@ -195,7 +196,7 @@ async def test_it_belongs_to_its_row(custody: Custody) -> None:
     wrapped = row.sealed.wrapped
     blob = wrapped.blob[:-1] + bytes([wrapped.blob[-1] ^ 1])
     others = [
-        replace(row, key_id="other"),
+        replace(row, key_id=new_key_id()),
         replace(row, sequence=row.sequence + 1),
         replace(row, created_at=row.created_at + timedelta(microseconds=1)),
         replace(row, sealed=replace(row.sealed, wrapped=replace(wrapped, blob=blob))),
