@@ -177,7 +177,11 @@ def test_what_is_taken_is_what_render_makes(one: Event, other: Event, data: st.D
     if quick(entry, 9) is not None:
         parsed = parse(entry)
         assert entry == render(
-            parsed.event, origin=ORIGIN, sequence=9, logged_time=parsed.logged_time
+            parsed.event,
+            origin=ORIGIN,
+            sequence=9,
+            logged_time=parsed.logged_time,
+            kind=parsed.kind,
         )
     assert quick(entry, 9) == strict(entry, 9)
 
