@@ -100,6 +100,7 @@ BY_OPERATION: Final[Mapping[str, Kind]] = {
     "hsm.destroy": _rpc(_DELETE, "ironwork-hsm"),
     "master_key.switch": _rpc(_UPDATE, SERVER),
     "master_key.retire": _rpc(_UPDATE, SERVER),
+    "break_glass.drop": _rpc(_DELETE, SERVER),
 }
 
 # By the part of the name before the first dot.

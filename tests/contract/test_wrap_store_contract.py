@@ -1,12 +1,13 @@
 """What every WrapStore does: which master key wraps what, and moving it, beside serving stores."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from fixtures.stores import SqliteStores, added, plain_add, stored_key, wrapped_key
 from ironwork_hsm import WrappedKey
-from ironwork_server.core.values import SealedKey, Swap, Wrapping
+from ironwork_server.core.values import BreakGlassCopy, SealedKey, Swap, Wrapping
 from ironwork_server.store import Store, VersionRetired
 
 MASTER = wrapped_key().backend
@@ -164,3 +165,28 @@ async def test_nothing_comes_under_a_retired_version(store: Store) -> None:
     with pytest.raises(VersionRetired):
         await store.switch_on(MASTER, 1)
     assert await store.current("acme") == key
+
+
+async def test_copies_are_counted_read_and_dropped_by_recipient(store: Store) -> None:
+    """Those of one recipient are read in order and in pages, and dropped where they are that
+    recipient's still; a drop does nothing to the rows.
+    """
+    keys = []
+    for recipient in ("old", "new", "old", None):
+        sealed = under(1)
+        copy = None if recipient is None else BreakGlassCopy(recipient, b"s" * 80)
+        keys.append(stored_key(sealed=replace(sealed, copy=copy)))
+        await added(store, keys[-1])
+    await store.create_pepper(wrapped_key(1), BreakGlassCopy("old", b"p" * 80))
+    assert await store.copies() == {"old": 3, "new": 1}
+    first = await store.copied_for("old", after_sequence=0, limit=1)
+    rest = await store.copied_for("old", after_sequence=first[-1].sequence, limit=9)
+    assert [row.sequence for row in (*first, *rest)] == [keys[0].sequence, keys[2].sequence]
+    assert first[0].copy == BreakGlassCopy("old", b"s" * 80)
+    dropped = await store.drop_copies([0, *(key.sequence for key in keys)], "old")
+    assert dropped == [True, True, False, True, False]
+    assert await store.copies() == {"new": 1}
+    assert await store.pepper_copy() is None
+    assert await store.get("acme", keys[0].key_id) == replace(
+        keys[0], sealed=replace(keys[0].sealed, copy=None)
+    )

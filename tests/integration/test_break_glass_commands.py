@@ -1,4 +1,4 @@
-"""`ironwork-server break-glass keygen|open`, and the setting, as an operator meets them."""
+"""`ironwork-server break-glass keygen|open|list|drop`, and the setting, as operators meet them."""
 
 from __future__ import annotations
 
@@ -158,6 +158,79 @@ async def test_a_store_is_moved_without_its_hsm(
     opens = [one.event for one in told if one.event.operation == "break_glass.open"]
     assert len(opens) == 4
     assert {one.principal for one in opens} == {principal()}
+
+
+async def test_copies_of_a_former_recipient_are_dropped(
+    production: Production,
+    pair: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`list` says whom there are copies for; `drop` refuses the configured recipient and one that
+    has none, leaves alone what new keys get, and with break-glass off takes all, on record as the
+    operator's. The keys open all the while.
+    """
+    production.settings["break_glass"] = {"recipient": str(pair[1])}
+    config = ["--config", str(production.write())]
+    assert await run("db", "upgrade", *config) == 0
+    assert await run("master-key", "create", *config) == 0
+    store = open_store(f"sqlite:///{production.folder / 'db' / 'keys.db'}")
+    async with opened(production.token.uri) as wrapper:
+        row = await sealed_row(store, wrapper, KEY)
+        await create_pepper(store, wrapper)
+    assert await run("master-key", "rewrap", *config) == 0
+    capsys.readouterr()
+    assert await run("break-glass", "list", *config) == 0
+    (said,) = capsys.readouterr().out.splitlines()
+    recipient = said.split()[1].rstrip(":")
+    assert said == f"recipient {recipient}: 2 copies, for new keys too"
+    for chosen, text in ((recipient, "is break_glass.recipient"), ("x", f"are for {recipient}.")):
+        assert await run("break-glass", "drop", "--recipient", chosen, *config) == 1
+        assert text in capsys.readouterr().err
+    assert await run("break-glass", "drop", *config) == 0
+    assert capsys.readouterr().out == "dropped 0 copies; 0 are left\n"
+
+    production.settings["break_glass"] = {}
+    config = ["--config", str(production.write())]
+    assert await run("break-glass", "drop", "--recipient", recipient, *config) == 0
+    assert capsys.readouterr().out == "dropped 1 copies, and the pepper's; 0 are left\n"
+    assert await store.copies() == {}
+    async with opened(production.token.uri) as wrapper:
+        assert await opened_key(store, wrapper, row.key_id) == KEY
+    await store.close()
+    told = [one.event for one in entries(production.folder / "audit-commands")]
+    drops = [one for one in told if one.operation == "break_glass.drop"]
+    assert [(one.principal, one.phase) for one in drops] == [
+        (principal(), phase) for phase in ("intent", "outcome") * 2
+    ]
+
+
+async def test_a_copy_that_is_needed_still_is_said(
+    production: Production,
+    make_token: MakeToken,
+    pair: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where the HSM that is configured opens nothing, nothing is dropped; it is said by name, and
+    the exit code is 1.
+    """
+    production.settings["break_glass"] = {"recipient": str(pair[1])}
+    config = ["--config", str(production.write())]
+    assert await run("db", "upgrade", *config) == 0
+    assert await run("master-key", "create", *config) == 0
+    store = open_store(f"sqlite:///{production.folder / 'db' / 'keys.db'}")
+    async with opened(production.token.uri) as wrapper:
+        row = await sealed_row(store, wrapper, KEY)
+    assert await run("master-key", "rewrap", *config) == 0
+    production.settings["master_key"] = {"uris": [make_token(with_key=True).uri]}
+    production.settings["break_glass"] = {}
+    capsys.readouterr()
+    assert await run("break-glass", "drop", "--config", str(production.write())) == 1
+    said = capsys.readouterr().out
+    assert "dropped 0 copies; 1 are left" in said
+    assert "1 (MASTER_KEY_NOT_CONFIGURED)" in said
+    assert f"workspaces/acme/keys/{row.key_id}" in said
+    assert sum((await store.copies()).values()) == 1
+    await store.close()
 
 
 async def run(*arguments: Any) -> int:

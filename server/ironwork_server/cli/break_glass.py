@@ -1,4 +1,4 @@
-"""`ironwork-server break-glass keygen|open`."""
+"""`ironwork-server break-glass keygen|open|list|drop`."""
 
 import asyncio
 import getpass
@@ -9,7 +9,7 @@ from pathlib import Path
 from ironwork_server.app import break_glass
 from ironwork_server.app.startup import StartupError, refuse_speaking_environment
 from ironwork_server.cli.config import settings_from
-from ironwork_server.cli.master_key import moving, tell
+from ironwork_server.cli.master_key import moving, tell, tell_failures
 
 _MAX_PASSPHRASE = 1024
 
@@ -34,6 +34,28 @@ def open_(config: Path | None, private: Path, *, rate: float) -> int:
             break_glass.open_store_without_hsm(settings, key, rate=rate, progress=progress)
         )
     return tell(report)
+
+
+def list_(config: Path | None) -> int:
+    """Whom there are copies for."""
+    for each in asyncio.run(break_glass.held(settings_from(config))):
+        configured = ", for new keys too" if each.configured else ""
+        print(f"recipient {each.recipient}: {each.copies} copies{configured}")  # noqa: T201
+    return 0
+
+
+def drop(config: Path | None, recipient: str | None, *, rate: float) -> int:
+    """Drop copies of recipients that are none any more; 1 where some stay."""
+    refuse_speaking_environment()
+    settings = settings_from(config)
+    with moving("drop") as (begin, progress):
+        report, left = asyncio.run(
+            break_glass.drop(settings, recipient, rate=rate, begin=begin, progress=progress)
+        )
+    pepper = ", and the pepper's" if report.pepper_moved else ""
+    print(f"dropped {report.moved} copies{pepper}; {left} are left")  # noqa: T201  the answer
+    tell_failures("not dropped, since the HSM does not open what they are for", report)
+    return 1 if left else 0
 
 
 def _passphrase(prompt: str) -> bytes:

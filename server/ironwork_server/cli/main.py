@@ -142,6 +142,14 @@ def _add_break_glass(parser: argparse.ArgumentParser) -> None:
     opening.add_argument("--private-key", type=Path, required=True)
     opening.add_argument("--rate", type=_rate, default=500.0, help="keys a second (%(default)g)")
     opening.set_defaults(command=_break_glass_open)
+    listing = commands.add_parser("list", help="say whom there are copies for")
+    _add_config(listing)
+    listing.set_defaults(command=_break_glass_list)
+    drop = commands.add_parser("drop", help="drop the copies of recipients that are none any more")
+    _add_config(drop)
+    drop.add_argument("--recipient", help="as `list` names it; default: all but the configured one")
+    drop.add_argument("--rate", type=_rate, default=500.0, help="copies a second (%(default)g)")
+    drop.set_defaults(command=_break_glass_drop)
 
 
 def _add_audit_key(parser: argparse.ArgumentParser) -> None:
@@ -251,6 +259,18 @@ def _break_glass_open(options: argparse.Namespace) -> int:
     from ironwork_server.cli.break_glass import open_
 
     return open_(options.config, options.private_key, rate=options.rate)
+
+
+def _break_glass_list(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.break_glass import list_
+
+    return list_(options.config)
+
+
+def _break_glass_drop(options: argparse.Namespace) -> int:
+    from ironwork_server.cli.break_glass import drop
+
+    return drop(options.config, options.recipient, rate=options.rate)
 
 
 def _audit_key_create(options: argparse.Namespace) -> int:

@@ -105,11 +105,16 @@ def tell(report: Report) -> int:
     """Say what was moved; 1 where something was not."""
     pepper = ", and the pepper" if report.pepper_moved else ""
     _say(f"moved {report.moved} keys{pepper}; {report.overtaken} were changed or deleted meanwhile")
+    tell_failures("not moved", report)
+    return 1 if report.failed else 0
+
+
+def tell_failures(what: str, report: Report) -> None:
+    """Say why something stayed as it is, and the first names."""
     for reason, count in sorted(report.failed.items()):
-        _say(f"not moved: {count} ({reason})")
+        _say(f"{what}: {count} ({reason})")
     for name in report.examples:
         _say(f"  {name}")
-    return 1 if report.failed else 0
 
 
 def _show(versions: Sequence[ListedVersion], *, as_json: bool) -> None:

@@ -174,6 +174,24 @@ class WrapStore(Protocol):
     async def pepper_copy(self) -> BreakGlassCopy | None:
         """The pepper's break-glass copy."""
 
+    async def copies(self) -> Mapping[str, int]:
+        """How many break-glass copies there are for each recipient, the pepper's included."""
+
+    async def copied_for(
+        self, recipient: str, *, after_sequence: int, limit: int
+    ) -> Sequence[WrappedRow]:
+        """At most limit rows that have a copy for recipient, with a greater sequence, in order."""
+
+    async def drop_copies(self, sequences: Sequence[int], recipient: str) -> Sequence[bool]:
+        """Delete the copies of these rows (0: the pepper's) that are for recipient, all in one
+        transaction; whether each was there. They are in the files until they are erased.
+        """
+
+    async def erase(self) -> None:
+        """Erase from the files what was deleted, and copies whose place another recipient's took.
+        Raises Unavailable where that did not end; it is owed still.
+        """
+
     async def swap(self, swaps: Sequence[Swap]) -> Sequence[bool]:
         """Compare and swap, all in one transaction; whether each was done. A row that was deleted,
         or that has another wrapped key by now, stays as it is. Raises Unavailable

@@ -8,7 +8,7 @@ is simply run again. Each row is changed by compare and swap.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ironwork_hsm import (
@@ -30,7 +30,7 @@ from ironwork_server.custody.operator_records import (
     prove,
 )
 from ironwork_server.custody.vault import damaged, map_hsm_error
-from ironwork_server.custody.versions import Wraps, follow, wraps_with
+from ironwork_server.custody.versions import Wraps, by_name, follow, wraps_with
 
 # Rows that are under way at once: two records for each fit one append of the log.
 BATCH = 32
@@ -97,7 +97,7 @@ class Rewrapper:
         self._recipient = recipient
         self._recovery_key = recovery_key
         self._to = wrappers[0]
-        self._by_name: Mapping[str, KeyWrapper] = {each.name: each for each in wrappers}
+        self._by_name = by_name(wrappers)
         self._store = store
         self._records = records
         self._rate = rate
@@ -129,11 +129,14 @@ class Rewrapper:
                 recipient=self._recipient.id if self._recipient else None,
             )
             if not rows:
-                return report
+                break
             await self._rows(rows, wraps, report)
             after = rows[-1].sequence
             self._progress(len(rows))
             await self._sleep(max(0.0, len(rows) / self._rate - (time.monotonic() - began)))
+        # Copies whose place another recipient's took: what is left of them would still open.
+        await self._store.erase()
+        return report
 
     async def _rows(self, rows: Sequence[WrappedRow], wraps: Wraps, report: Report) -> None:
         items = [self._item_of(row) for row in rows]

@@ -4,7 +4,7 @@ Every operation takes a Permit, writes its own intent before the HSM is asked an
 after, and maps ironwork_hsm's errors to the service's, here and nowhere else.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
 from time import perf_counter
@@ -13,7 +13,6 @@ from ironwork_audit import fits
 from ironwork_hsm import (
     BlobRejected,
     Busy,
-    FrontsKeys,
     HsmError,
     KeyMissing,
     KeyWrapper,
@@ -46,7 +45,7 @@ from ironwork_server.custody.break_glass import Recipient
 from ironwork_server.custody.data_key_cache import DataKeyCache
 from ironwork_server.custody.gate import Permit
 from ironwork_server.custody.uninterrupted import checkpoint
-from ironwork_server.custody.versions import follow
+from ironwork_server.custody.versions import by_name, follow
 
 HSM_RETRY_S = 5.0
 BUSY_RETRY_S = 1.0
@@ -73,9 +72,7 @@ class Vault:
         self._recipient = recipient
         self._cache = cache
         self._wrapping = wrappers[0]
-        self._by_name: Mapping[str, KeyWrapper] = {
-            name: wrapper for wrapper in wrappers for name in _names(wrapper)
-        }
+        self._by_name = by_name(wrappers)
         self._store = store
         self._on_health = on_health
         self._meter = meter
@@ -270,11 +267,6 @@ def binding_of(row: StoredKey) -> Binding:
 def key_length(row: StoredKey) -> int:
     """Length of the row's key in bytes."""
     return len(row.sealed.ciphertext) - TAG_BYTES
-
-
-def _names(wrapper: KeyWrapper) -> frozenset[str]:
-    """Whose blobs it unwraps: its own, and those of what it fronts."""
-    return wrapper.names if isinstance(wrapper, FrontsKeys) else frozenset({wrapper.name})
 
 
 def _purpose(key_id: str) -> str:

@@ -4,10 +4,11 @@ A version is in force by being switched on, never by being in a device. The firs
 when a server first starts on a store; after that `master-key rotate` does it.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ironwork_hsm import KeyWrapper
+from ironwork_hsm import FrontsKeys, KeyWrapper
 
 
 class SwitchedVersions(Protocol):
@@ -53,3 +54,12 @@ async def follow(wrapper: KeyWrapper, store: SwitchedVersions) -> Wraps:
     if version is None:
         version = await store.first_version(wrapper.name, wrapper.current_version)
     return await wraps_with(wrapper, version)
+
+
+def by_name(wrappers: Iterable[KeyWrapper]) -> Mapping[str, KeyWrapper]:
+    """Who unwraps what: each wrapper by its name, and those of the master keys that it fronts."""
+    return {name: wrapper for wrapper in wrappers for name in _names(wrapper)}
+
+
+def _names(wrapper: KeyWrapper) -> frozenset[str]:
+    return wrapper.names if isinstance(wrapper, FrontsKeys) else frozenset({wrapper.name})

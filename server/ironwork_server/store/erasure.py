@@ -1,4 +1,4 @@
-"""Erasing what was deleted from SQLite's files.
+"""Erasing what was deleted, or replaced for good, from SQLite's files.
 
 secure_delete overwrites a freed cell, but not the copies of it that SQLite left behind when it
 moved cells between pages while the row was alive: about one deletion in two hundred left whole
@@ -14,8 +14,8 @@ import sqlite3
 import time
 
 from ironwork_server.store.connection import Session
+from ironwork_server.store.counters import counter, set_counter
 from ironwork_server.store.errors import StoreBusy, StoreUnavailable, TraceRemains, seam
-from ironwork_server.store.transactions import counter, set_counter
 
 # How many of SQLite's steps pass between two looks at the clock: well under a millisecond.
 _STEPS = 10_000

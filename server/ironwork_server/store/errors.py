@@ -7,7 +7,7 @@ core.errors.Unavailable, reason STORE_UNAVAILABLE (StoreUndecided: STORE_UNDECID
 ├── StoreMissing     the file was deleted, moved or replaced, or cannot be opened
 ├── StoreFailed      the device or the driver reported anything else
 ├── StoreUndecided   a write that had begun did not end in time, or the device failed in it
-└── TraceRemains     a row is deleted, but its bytes are not yet out of the store's files
+└── TraceRemains     what was deleted is not yet out of the store's files
 core.errors.Unavailable, reason MASTER_KEY_VERSION_RETIRED
 └── VersionRetired   nothing may be wrapped by this version any more
 core.errors.DataLoss, reason STORE_CORRUPT
@@ -80,8 +80,8 @@ class StoreUndecided(StoreUnavailable):
 
 class TraceRemains(StoreUnavailable):
     text = (
-        "A deleted key's bytes are not out of the database's files yet, since a reader holds"
-        " them or the disk is full: repeat the deletion."
+        "What was deleted is not out of the database's files yet, since a reader holds it or the"
+        " disk is full: repeat the deletion."
     )
 
 

@@ -9,12 +9,11 @@ import sqlalchemy as sa
 
 from ironwork_hsm import WrappedKey
 from ironwork_server.core.values import BreakGlassCopy, Swap, WrappedRow, Wrapping
+from ironwork_server.store.copies import PEPPER_SEQUENCE, copy_of, keep_copy
 from ironwork_server.store.errors import VersionRetired
 from ironwork_server.store.rows import moment, wrapped_row
 from ironwork_server.store.schema import break_glass, keys, master_keys, pepper
 
-# Rows count from 1.
-PEPPER_SEQUENCE = 0
 _SWITCHED_ON = "SWITCHED_ON"
 _RETIRED = "RETIRED"
 
@@ -70,6 +69,21 @@ def wrapped_elsewhere(
     if recipient is not None:
         held = break_glass.c.recipient
         to_move = sa.or_(to_move, held.is_(None), held != recipient)
+    return _page(connection, to_move, after_sequence, limit)
+
+
+def copied_for(
+    connection: sa.Connection, recipient: str, after_sequence: int, limit: int
+) -> Sequence[WrappedRow]:
+    return _page(connection, break_glass.c.recipient == recipient, after_sequence, limit)
+
+
+def _page(
+    connection: sa.Connection,
+    condition: sa.ColumnElement[bool],
+    after_sequence: int,
+    limit: int,
+) -> Sequence[WrappedRow]:
     found = connection.execute(
         sa.select(
             keys.c.workspace,
@@ -85,13 +99,13 @@ def wrapped_elsewhere(
             break_glass.c.sealed,
         )
         .select_from(keys.outerjoin(break_glass, break_glass.c.sequence == keys.c.sequence))
-        .where(keys.c.sequence > after_sequence, to_move)
+        .where(keys.c.sequence > after_sequence, condition)
         .order_by(keys.c.sequence)
         .limit(limit)
     )
     return [
         WrappedRow(
-            row[0], row[1], row[2], moment(row[3]), row[4], WrappedKey(*row[5:9]), _copy(*row[9:])
+            row[0], row[1], row[2], moment(row[3]), row[4], WrappedKey(*row[5:9]), copy_of(*row[9:])
         )
         for row in found
     ]
@@ -134,32 +148,6 @@ def swap_pepper(
     if changed and copy is not None:
         keep_copy(connection, PEPPER_SEQUENCE, copy)
     return changed == 1
-
-
-def pepper_copy(connection: sa.Connection) -> BreakGlassCopy | None:
-    row = connection.execute(
-        sa.select(break_glass.c.recipient, break_glass.c.sealed).where(
-            break_glass.c.sequence == PEPPER_SEQUENCE
-        )
-    ).one_or_none()
-    return None if row is None else _copy(*row)
-
-
-def keep_copy(connection: sa.Connection, sequence: int, copy: BreakGlassCopy) -> None:
-    """Put copy beside the row, in place of the one that is there."""
-    drop_copy(connection, sequence)
-    connection.execute(
-        sa.insert(break_glass),
-        {"sequence": sequence, "recipient": copy.recipient, "sealed": copy.sealed},
-    )
-
-
-def drop_copy(connection: sa.Connection, sequence: int) -> None:
-    connection.execute(sa.delete(break_glass).where(break_glass.c.sequence == sequence))
-
-
-def _copy(recipient: str | None, sealed: bytes | None) -> BreakGlassCopy | None:
-    return None if recipient is None or sealed is None else BreakGlassCopy(recipient, sealed)
 
 
 def first_version(connection: sa.Connection, backend: str, newest: int) -> int:

@@ -24,7 +24,7 @@ from ironwork_server.core.values import (
     WrappedRow,
     Wrapping,
 )
-from ironwork_server.store import heads, rewrapping, transactions
+from ironwork_server.store import copies, counters, heads, rewrapping, transactions
 from ironwork_server.store.connection import DatabaseFile, Session, make_private
 from ironwork_server.store.erasure import erase
 from ironwork_server.store.errors import StoreBusy, TraceRemains, seam
@@ -257,7 +257,28 @@ class SqliteStore:
         )
 
     async def pepper_copy(self) -> BreakGlassCopy | None:
-        return await self._read(rewrapping.pepper_copy)
+        return await self._read(copies.pepper_copy)
+
+    async def copies(self) -> Mapping[str, int]:
+        return await self._read(copies.copies)
+
+    async def copied_for(
+        self, recipient: str, *, after_sequence: int, limit: int
+    ) -> Sequence[WrappedRow]:
+        return await self._read(
+            lambda connection: rewrapping.copied_for(connection, recipient, after_sequence, limit)
+        )
+
+    async def drop_copies(self, sequences: Sequence[int], recipient: str) -> Sequence[bool]:
+        return await self._write(
+            lambda connection: copies.drop_copies(connection, sequences, recipient)
+        )
+
+    async def erase(self) -> None:
+        def job(session: Session, _: float) -> None:
+            erase(session, monotonic() + self._deadlines.erase)
+
+        await self._writer.run(job, self._deadlines.write, self._deadlines.erase)
 
     async def swap(self, swaps: Sequence[Swap]) -> Sequence[bool]:
         return await self._write(lambda connection: rewrapping.swap(connection, swaps))
@@ -287,7 +308,7 @@ class SqliteStore:
         return await self._write(lambda connection: heads.swap(connection, old, new, self._clock()))
 
     async def check(self) -> None:
-        await self._read(lambda connection: transactions.counter(connection, "sequence"))
+        await self._read(lambda connection: counters.counter(connection, "sequence"))
 
     async def close(self) -> None:
         """Let what waits finish, within a deadline; later calls raise StoreBusy."""

@@ -19,13 +19,10 @@ from ironwork_server.core.ports import (
     TooManyKeys,
 )
 from ironwork_server.core.values import BreakGlassCopy, KeyState, Replay, StoredKey
+from ironwork_server.store.copies import PEPPER_SEQUENCE, drop_copy, keep_copy
+from ironwork_server.store.counters import count, owe_erasing
 from ironwork_server.store.errors import StoreCorrupt
-from ironwork_server.store.rewrapping import (
-    PEPPER_SEQUENCE,
-    drop_copy,
-    keep_copy,
-    refuse_retired,
-)
+from ironwork_server.store.rewrapping import refuse_retired
 from ironwork_server.store.rows import (
     key_row,
     micros,
@@ -34,7 +31,7 @@ from ironwork_server.store.rows import (
     stored_replay,
     wrapped_row,
 )
-from ironwork_server.store.schema import counters, keys, meta, organizations, pepper, replays
+from ironwork_server.store.schema import keys, meta, organizations, pepper, replays
 
 REPLAYS_KEPT = timedelta(days=7)
 # Each write keeps one replay at most, so any number above one holds the table's size down.
@@ -121,21 +118,11 @@ def meta_value(connection: sa.Connection, name: str) -> str:
     return value
 
 
-def counter(connection: sa.Connection, name: str) -> int:
-    """Raises StoreCorrupt where the store has no such counter."""
-    value: int | None = connection.execute(
-        sa.select(counters.c.value).where(counters.c.name == name)
-    ).scalar()
-    if value is None:
-        raise StoreCorrupt
-    return value
-
-
 # --- writes --------------------------------------------------------------------------------------
 
 
 def next_sequence(connection: sa.Connection) -> int:
-    return _count(connection, "sequence")
+    return count(connection, "sequence")
 
 
 def add(
@@ -194,7 +181,7 @@ def delete(
     if deleted is None:
         return False, remaining
     drop_copy(connection, deleted)
-    _count(connection, "deleted")
+    owe_erasing(connection)
     if answer is not None:
         connection.execute(sa.insert(replays), replay_row(answer))
     _purge_replays(connection, now)
@@ -237,10 +224,6 @@ def create_pepper(
     return wrapped
 
 
-def set_counter(connection: sa.Connection, name: str, value: int) -> None:
-    connection.execute(sa.update(counters).where(counters.c.name == name).values(value=value))
-
-
 def set_meta(connection: sa.Connection, name: str, value: str) -> None:
     connection.execute(sa.update(meta).where(meta.c.name == name).values(value=value))
 
@@ -265,19 +248,6 @@ def _one_key(connection: sa.Connection, statement: _Keys) -> StoredKey | None:
 
 def _newest_but(workspace: str, key_id: str) -> _Keys:
     return current_key(workspace).where(keys.c.key_id != key_id)
-
-
-def _count(connection: sa.Connection, name: str) -> int:
-    """Add one to a counter and return it."""
-    value: int | None = connection.execute(
-        sa.update(counters)
-        .where(counters.c.name == name)
-        .values(value=counters.c.value + 1)
-        .returning(counters.c.value)
-    ).scalar()
-    if value is None:
-        raise StoreCorrupt
-    return value
 
 
 def _refuse_answered(connection: sa.Connection, replay: Replay) -> None:

@@ -338,6 +338,23 @@ async def test_rows_move_to_the_first_backend(
         assert await second.unwrap(kept, pepper_context()) == pepper
 
 
+async def test_rows_of_a_fronted_backend_move(scene: Scene, make_token: MakeToken) -> None:
+    """Behind an HSM process with several backends, rows of the older ones are opened by it too."""
+    rows = await scene.rows(2)
+    async with opened(make_token(with_key=True).uri) as second:
+        both = {each.name: each for each in (second, scene.wrapper)}
+
+        async def unwrap(wrapped: WrappedKey, *arguments: Any, **options: Any) -> bytearray:
+            return await both[wrapped.backend].unwrap(wrapped, *arguments, **options)
+
+        front = Tampering(second, unwrap=unwrap)
+        front.names = frozenset(both)
+        assert await scene.run(front) == Report(moved=2)
+        await scene.all_open(rows, 1, backend=second.name)
+        for number, row in enumerate(rows):
+            assert await opened_key(scene.store, second, row.key_id) == KEY + b"%d" % number
+
+
 async def test_two_runs_at_once_harm_nothing(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
