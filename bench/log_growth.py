@@ -4,10 +4,11 @@
 
 A throw-away `dev` makes its state and stops; its log is then grown by the server's own writer,
 without syncs, with the entries that calls leave; then `dev` is started on it: after a clean end,
-after `kill -9`, and, for comparison, on an empty log. Prints the seconds to serving (of the whole
-program: interpreter, simulator, SoftHSM, log), the resident memory of the writer as the log grew
-and of the server at each start, and the time of a search through all entries by a filter that none
-passes.
+after `kill -9`, and, for comparison, on an empty log; and `serve`, with files of its own, likewise
+and without the log's snapshot. Prints the seconds to serving (of the whole program: interpreter,
+SoftHSM, log; of `dev` the simulator and the HSM process too), the resident memory of the writer as
+the log grew and of the server at each start, and the time of a search through all entries by a
+filter that none passes. The log alone is opened too, in wall and CPU seconds.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import psutil
 import verify
+from serving import Serving
 
 from ironwork_audit.file_format import parse_header
 from ironwork_audit.log import AppendLog, OperatingSystem
@@ -58,13 +60,14 @@ class Start:
 
 @dataclass
 class Result:
-    """starts: by what the log was; open_s: of opening the log alone. writer_mib: resident memory at
-    each fifth of the growth.
+    """starts: of `dev`, by what the log was; serve_s: of `serve`, and its CPU seconds;
+    open_s: likewise, of opening the log alone. writer_mib: resident memory at each fifth of the growth.
     """
 
     entries: int
     grow_s: float = 0.0
-    open_s: dict[str, float] = field(default_factory=dict)
+    open_s: dict[str, tuple[float, float]] = field(default_factory=dict)
+    serve_s: dict[str, tuple[float, float]] = field(default_factory=dict)
     writer_mib: list[float] = field(default_factory=list)
     starts: dict[str, Start] = field(default_factory=dict)
 
@@ -124,14 +127,34 @@ def grow(folder: Path, entries: int, result: Result) -> None:
     result.grow_s = round(time.monotonic() - began, 1)
 
 
-def opening(folder: Path) -> float:
-    """Seconds for the log alone."""
+def opening(folder: Path) -> tuple[float, float]:
+    """Seconds for the log alone, and those of CPU."""
     origin = parse_header((folder / "origin").read_bytes())
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     log = AppendLog.open(folder, origin, fold=LogState())
-    took = time.monotonic() - began
+    took = time.monotonic() - began, time.process_time() - cpu
     log.close()
-    return round(took, 3)
+    return round(took[0], 3), round(took[1], 3)
+
+
+def serving(place: Path, grown: Path, result: Result) -> None:
+    """`serve` on an empty log, and on this one: after a clean end, after kill -9, and without the
+    snapshot.
+    """
+    subject = Serving.make(place, parse_header((grown / "origin").read_bytes()))
+    with subject.started() as result.serve_s["empty"]:
+        pass
+    (place / "db" / "keys.db").unlink()  # it knows the empty log as this origin's
+    subject.run("db", "upgrade")
+    subject.take_log(grown)
+    for name, stop in (("grown", signal.SIGKILL), ("grown, after kill -9", signal.SIGTERM)):
+        with subject.started(stop) as result.serve_s[name]:
+            pass
+    (subject.audit / "snapshot").unlink()
+    result.open_s["grown, without its snapshot"] = opening(subject.audit)
+    (subject.audit / "snapshot").unlink()
+    with subject.started() as result.serve_s["grown, without its snapshot"]:
+        pass
 
 
 def main() -> None:
@@ -151,11 +174,13 @@ def main() -> None:
         result.open_s["grown"] = opening(state / "audit")
         result.starts["grown"] = start(state, signal.SIGKILL)
         result.starts["grown, after kill -9"] = start(state, signal.SIGTERM)
+        serving(Path(place) / "serve", state / "audit", result)
     if options.json:
         print(json.dumps(asdict(result)))
         return
     print(f"{result.entries} entries, grown in {result.grow_s} s")
-    print(f"seconds to open the log alone: {result.open_s}")
+    print(f"seconds to open the log alone (wall, CPU): {result.open_s}")
+    print(f"seconds from starting `serve` to serving (wall, CPU): {result.serve_s}")
     print(f"writer's resident memory (MiB): {result.writer_mib}")
     for name, figures in result.starts.items():
         print(f"{name}: {figures.seconds} s to serving, {figures.rss_mib} MiB;", end=" ")

@@ -187,12 +187,8 @@ def _fold_all(
     start, size = _load(fold, read_snapshot(folder), tiles, edge, waiting), edge.frontier.size
     for first in range(start - start % TILE_WIDTH, size, TILE_WIDTH):
         width = min(size - first, TILE_WIDTH)
-        for index, entry in enumerate(_checked(tiles, first // TILE_WIDTH, width), first):
-            if index >= start:
-                _take(fold, index, entry)
-    for index, entry in enumerate(waiting, size):
-        if index >= start:
-            _take(fold, index, entry)
+        _take(fold, first, _checked(tiles, first // TILE_WIDTH, width), start)
+    _take(fold, size, waiting, start)
     return start
 
 
@@ -219,7 +215,10 @@ def _checked(tiles: TileFiles, index: int, width: int) -> Sequence[bytes]:
     place = TilePath(None, index, width)
     try:
         entries = tiles.bundle(index, width)
-        hashes = parse_tile(tiles.read(TilePath(0, index, width)), width)
+        data = tiles.read(TilePath(0, index, width))
+        if b"".join(map(leaf_hash, entries)) == data:
+            return entries
+        hashes = parse_tile(data, width)
     except FileNotFoundError:
         raise LogDamaged(place.path, "the file is missing") from None
     except BadTile as bad:
@@ -231,8 +230,12 @@ def _checked(tiles: TileFiles, index: int, width: int) -> Sequence[bytes]:
     return entries
 
 
-def _take(fold: Fold, index: int, entry: bytes) -> None:
+def _take(fold: Fold, first: int, entries: Sequence[bytes], start: int) -> None:
+    """Fold the entries, of which the first is `first`, from index `start` on."""
+    index, take = first, fold.take
     try:
-        fold.take(index, entry)
+        for index, entry in enumerate(entries, first):
+            if index >= start:
+                take(index, entry)
     except ValueError:
         raise LogDamaged(f"entry {index}", "it is none of this log") from None

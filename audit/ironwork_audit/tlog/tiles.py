@@ -156,7 +156,7 @@ def split_bundle(data: bytes, width: int) -> tuple[list[bytes], bool]:
     at, end = 0, len(data)
     while len(entries) < width and at + 2 <= end:
         start = at + 2
-        at = start + int.from_bytes(data[at:start], "big")
+        at = start + (data[at] << 8 | data[at + 1])
         if at > end:
             return entries, False
         entries.append(data[start:at])

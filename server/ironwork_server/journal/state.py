@@ -25,12 +25,16 @@ def _says(name: str, value: str) -> bytes:
     return json.dumps({name: value}, separators=(",", ":"))[1:-1].encode()
 
 
-_IS_INTENT: Final = _says("phase", INTENT)
-_IS_OUTCOME: Final = _says("phase", OUTCOME)
-_IS_MARK: Final = _says("event_code", UNFINISHED)
-_OF_DELETION: Final = (_says("event_code", DELETE_KEY), _says("event_code", KEY_DELETED))
+# `unmapped` is an entry's last member, so that its own are looked for from the end.
+_PHASE: Final = b'"phase":'
+_INTENT: Final = json.dumps(INTENT).encode()
+_OUTCOME: Final = json.dumps(OUTCOME).encode()
+_ITS_INTENT: Final = b'"intent_index":'
+_DIGITS: Final = re.compile(rb"[0-9]{1,19}")
+_OPERATION: Final = b'"event_code":"'
+_OF_DELETION: Final = frozenset({DELETE_KEY.encode(), KEY_DELETED.encode()})
+_MARK: Final = UNFINISHED.encode()
 _IS_UNDECIDED: Final = _says("status_detail", UNDECIDED)
-_ITS_INTENT: Final = re.compile(rb'"intent_index":([0-9]{1,19})')
 
 
 class LogState:
@@ -53,17 +57,22 @@ class LogState:
 
     def take(self, index: int, entry: bytes) -> None:
         """Add what this entry says. Parses only deletions and what is undecided: a start may read
-        many entries.
+        all entries of a log.
         """
-        if _IS_INTENT in entry:
+        start = entry.find(_OPERATION) + len(_OPERATION)
+        operation = entry[start : entry.find(b'"', start)]
+        at = entry.rfind(_PHASE)
+        phase = at + len(_PHASE)
+        if entry.startswith(_INTENT, phase):
             self.unfinished[index] = None
-        elif _IS_OUTCOME in entry:
-            if its := _ITS_INTENT.search(entry):
-                self._end(int(its[1]), index, entry)
-        elif _IS_MARK in entry:
+        elif entry.startswith(_OUTCOME, phase):
+            its = entry.rfind(_ITS_INTENT, 0, at)
+            if number := _DIGITS.match(entry, its + len(_ITS_INTENT)):
+                self._end(int(number[0]), index, entry)
+        elif operation == _MARK:
             # Written at a start, when no call is under way: it accounts for all before it.
             self.unfinished.clear()
-        if any(name in entry for name in _OF_DELETION):
+        if operation in _OF_DELETION:
             found = summarize(entry)
             if found.operation == DELETE_KEY and found.phase == INTENT:
                 self.undecided[index] = index
@@ -73,7 +82,8 @@ class LogState:
 
     def _end(self, intent: int, index: int, outcome: bytes) -> None:
         self.unfinished.pop(intent, None)
-        self.undecided.pop(intent, None)
+        if self.undecided:
+            self.undecided.pop(intent, None)
         # Without a key's id there is nothing to be looked up.
         if _IS_UNDECIDED in outcome and summarize(outcome).key_id:
             self.undecided[intent] = index
