@@ -60,8 +60,9 @@ class Start:
 
 @dataclass
 class Result:
-    """starts: of `dev`, by what the log was; serve_s: of `serve`, and its CPU seconds;
-    open_s: likewise, of opening the log alone. writer_mib: resident memory at each fifth of the growth.
+    """starts: of `dev`, by what the log was; serve_s: wall and CPU seconds of `serve`;
+    open_s: likewise, of opening the log alone. writer_mib: resident memory at each fifth of the
+    growth.
     """
 
     entries: int
@@ -87,7 +88,8 @@ def start(state: Path, stop: signal.Signals) -> Start:
         )
     assert process.stdout is not None
     try:
-        json.loads(process.stdout.readline())
+        if not process.stdout.readline():
+            raise SystemExit((state.parent / "log").read_text())
         seconds = time.monotonic() - began
         time.sleep(2)
         page_s = page(state)
