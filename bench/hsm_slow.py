@@ -30,19 +30,17 @@ from ironwork_hsm.pkcs11.softhsm import (
     SoftHsmToken,
     create_token,
     find_module,
-    token_uri,
     use_config,
 )
 from ironwork_server.app.dev.simulator import simulator
 from ironwork_server.app.dev.state import (
-    AUDIT_TOKEN_LABEL,
     MARK,
-    TOKEN_LABEL,
     DevState,
     open_state,
     settings_of,
     write_profiles,
 )
+from ironwork_server.app.dev.tokens import existing_tokens
 from ironwork_server.app.devpki import DevCa
 from ironwork_server.app.service import running
 
@@ -89,13 +87,9 @@ class ServiceProcess:
     """A service of its own with its simulator; module: the HSM's library."""
 
     def __init__(self, stack: ExitStack, folder: Path, module: Path) -> None:
-        # SoftHSM has one configuration in a process: the state is made by another, and then the
-        # master key's token is put beside the audit log's.
+        # SoftHSM reads its configuration once: the state is made by another process.
         base = [sys.executable, __file__, "--module", str(module)]
         subprocess.run([*base, "--prepare", str(folder)], check=True, timeout=120)
-        shutil.copytree(
-            folder / "hsm" / "tokens", folder / "hsm-audit" / "tokens", dirs_exist_ok=True
-        )
         command = [*base, "--serve", str(folder)]
         process = stack.enter_context(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -117,31 +111,17 @@ async def prepare(folder: Path) -> None:
 def prepared(folder: Path) -> DevState:
     """That state, without loading SoftHSM: the service loads it through its own module."""
     lock = os.open(folder / MARK, os.O_RDWR | os.O_CLOEXEC)
-    token, audit_token = (
-        SoftHsmToken(
-            label=label,
-            uri=token_uri(label, key, folder / place / "pin"),
-            config=folder / place / "softhsm2.conf",
-            pin_file=folder / place / "pin",
-            so_pin_file=folder / place / "so-pin",
-            env={},
-        )
-        for place, label, key in (
-            ("hsm", TOKEN_LABEL, "master"),
-            ("hsm-audit", AUDIT_TOKEN_LABEL, "checkpoints"),
-        )
-    )
-    return DevState(folder.resolve(), DevCa.load(folder / "pki"), token, audit_token, lock)
+    return DevState(folder.resolve(), DevCa.load(folder / "pki"), existing_tokens(folder), lock)
 
 
 async def serve(folder: Path, module: Path) -> None:
     """That process: until its standard input ends."""
     state = prepared(folder)
-    use_config(state.audit_token.config)
-    uri = state.token.uri.replace(str(find_module()), str(module))
+    use_config(state.tokens.master.config)
+    uri = state.tokens.master.uri.replace(str(find_module()), str(module))
     settings = settings_of(state, hsm=uri, listen="127.0.0.1:0", log_level="warning")
     # The audit log's key by the same library: two before one SoftHSM do not share a process.
-    signing = str(settings.audit.signing_key).replace(str(find_module()), str(module))
+    signing = state.tokens.audit.uri.replace(str(find_module()), str(module))
     audit = settings.audit.model_copy(update={"signing_key": signing})
     settings = settings.model_copy(update={"audit": audit})
     async with simulator(state, pace_s=0) as beside, running(settings, beside.endpoint) as service:

@@ -145,7 +145,7 @@ def _put(folder: Path, tile: TilePath, data: bytes) -> None:
 def _sign(stage: Backstage, forged: Path, text: str, key: VerifierKey) -> None:
     """As whoever holds the audit log's token and its PIN can."""
     hsm = stage.state / "hsm-audit"
-    use_config(hsm / "softhsm2.conf")
+    use_config(stage.state / "hsm" / "softhsm2.conf")
 
     async def sign() -> bytes:
         signer = await open_signer(token_uri("ironwork-dev-audit", "checkpoints", hsm / "pin"))

@@ -76,7 +76,8 @@ async def _create_unix(
     uri: str, *, algorithm: SignatureAlgorithm | None, options: BackendOptions
 ) -> Signer:
     raise ConfigurationError(
-        "The HSM process makes no keys for its clients; give the signing key's own URI."
+        "The HSM process makes no keys for its clients. On its side: ironwork-hsmd audit-key create"
+        " --signer"
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from fixtures.hsmd import entries_of
 from fixtures.processes import Dev, command, dev
 from fixtures.production import Production
+from ironwork_audit.cli.main import main as audit
 from ironwork_client import AuditClient, KeyClient, PermissionDenied, Profile
 from ironwork_server.cli import dev_serving, leakcheck
 from ironwork_server.cli.main import main
@@ -21,12 +22,15 @@ from ironwork_server.upstream.endpoint import ANTHROPIC, UpstreamEndpoint
 @pytest.fixture(scope="module")
 def half_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state folder whose making was killed in the middle: a token without its key, PINs that
-    belong to none, an empty CA file and no database.
+    belong to none, half of a record, an empty CA file and no database.
     """
     state = tmp_path_factory.mktemp("half") / "state"
     (state / "hsm" / "tokens" / "0123").mkdir(parents=True, mode=0o700)
     (state / "hsm" / "tokens" / "0123" / "token.object").write_bytes(b"half")
     (state / "hsm" / "pin").write_text("1234\n")
+    (state / "hsm-audit").mkdir()
+    (state / "hsm-audit" / "pin").write_text("1234\n")
+    (state / "hsmd" / "record" / "operator").mkdir(parents=True, mode=0o700)
     (state / "pki").mkdir()
     (state / "pki" / "ca-key.pem").write_text("half")
     (state / "DEV").touch()
@@ -68,31 +72,33 @@ def test_the_simulators_keys_are_in_no_file(running: Dev) -> None:
         assert not leakcheck.search(key.encode(), files)
 
 
-def test_dev_leaves_the_master_key_s_pin_to_the_hsm_process(running: Dev) -> None:
-    """The server asks the HSM process: one child of that process is logged in to the master key's
-    token, and every wrap and unwrap is on that process' own record. (The server itself is logged in
-    to the token of the audit log's key, and to no other.)
+def test_dev_leaves_every_pin_to_the_hsm_process(running: Dev) -> None:
+    """The server has no PKCS#11 module and no PIN: one child of the HSM process for each token is
+    logged in, and every wrap, unwrap and signature that the server asks for is on that process' own
+    record, which is signed and verifies.
     """
     server = psutil.Process(running.running.process.pid)
     library = b"libsofthsm2.so"
     holding = [
-        process.pid
-        for process in server.children(recursive=True)
+        process
+        for process in [server, *server.children(recursive=True)]
         if library in Path(f"/proc/{process.pid}/maps").read_bytes()
     ]
-    assert len(holding) == 1
+    assert server not in holding
+    assert len(holding) == 3
     with AuditClient(Profile.load(running.profile("auditor"))) as auditor:
         asked = {
             (record.parsed()["metadata"]["correlation_uid"], record.parsed()["api"]["operation"])  # type: ignore[index, call-overload]
             for record in auditor.entries()
-            if b'"hsm.wrap"' in record.event or b'"hsm.unwrap"' in record.event
+            if any(name in record.event for name in (b'"hsm.wrap"', b'"hsm.unwrap"', b'"hsm.sign"'))
         }
-    done = {
-        (entry.event.correlation_id, entry.event.operation)
-        for entry in entries_of(running.state / "hsmd" / "record")
-    }
-    assert asked
+    record = running.state / "hsmd" / "record"
+    done = {(entry.event.correlation_id, entry.event.operation) for entry in entries_of(record)}
+    assert {operation for _, operation in asked} >= {"hsm.wrap", "hsm.sign"}
     assert asked <= done
+    logs = ((running.state / "audit", running.state), (record, running.state / "hsmd"))
+    for log, place in logs:
+        assert audit(["verify", str(log), "--key", str(place / "verifier-key")]) == 0
 
 
 def test_the_state_folder_is_private(running: Dev) -> None:

@@ -84,6 +84,17 @@ def test_a_dev_token_behind_the_hsm_process(
     assert refusal(ready).startswith("master_key.uris leads to the token ironwork-dev;")
 
 
+def test_a_dev_signing_key_behind_the_hsm_process(
+    ready: Production, refusal: Refusal, make_token: MakeToken, make_hsmd: MakeHsmd
+) -> None:
+    """Nor does it hide one of the key that signs the log."""
+    hsmd = make_hsmd(start=False, signer=make_token(label="ironwork-dev-audit").uri_for("log"))
+    assert hsmd.run("audit-key", "create", "--signer").returncode == 0
+    hsmd.start()
+    ready.settings["audit"]["signing_key"] = hsmd.uri
+    assert refusal(ready).startswith("audit.signing_key leads to the token ironwork-dev;")
+
+
 def test_a_token_without_its_label(ready: Production, refusal: Refusal) -> None:
     """By its serial number or slot, a dev token could not be told from another."""
     uri = ready.token.uri.replace(f"token={ready.token.label}", "serial=1234")

@@ -8,7 +8,7 @@ from ironwork_hsm.pkcs11.inspect import KeyReport, PinTries, Power, TokenReport,
 from ironwork_hsm.remote.place import folder_owner, parse_unix_uri
 from ironwork_hsm.remote.status import read_status
 from ironwork_hsm.uri import Pkcs11Uri, parse_pkcs11_uri
-from ironwork_server.app.dev.state import TOKEN_LABEL
+from ironwork_server.app.dev.tokens import TOKEN_LABEL
 from ironwork_server.app.doctor_kms import kms_key
 from ironwork_server.app.doctor_report import Finding, fail, ok, warn
 from ironwork_server.app.settings import Settings

@@ -1,13 +1,13 @@
 """`ironwork-server serve`: production. Refuses everything that is marked `dev`."""
 
+from collections.abc import Collection
 from pathlib import Path
 
-from ironwork_hsm import FrontsKeys, KeyWrapper
 from ironwork_hsm.uri import parse_pkcs11_uri
 from ironwork_server import store
 from ironwork_server.access.errors import AccessConfigurationError
 from ironwork_server.access.tls import ServerTls
-from ironwork_server.app.dev.state import TOKEN_LABEL
+from ironwork_server.app.dev.tokens import TOKEN_LABEL
 from ironwork_server.app.devpki import is_dev_ca
 from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError, refuse_shared_place
@@ -37,11 +37,12 @@ def check_tls(tls: ServerTls) -> None:
             )
 
 
-def check_master_key(wrapper: KeyWrapper) -> None:
-    """Refuse a dev token also where the HSM process holds it. Errors: StartupError."""
-    names = wrapper.names if isinstance(wrapper, FrontsKeys) else {wrapper.name}
+def check_key(setting: str, names: Collection[str]) -> None:
+    """Refuse a dev token also where the HSM process holds it. names: of the keys that the setting
+    leads to. Errors: StartupError.
+    """
     if any(f":token={TOKEN_LABEL}" in name for name in names):
-        raise StartupError(f"master_key.uris leads to the token {TOKEN_LABEL}{_NOT_IN_PRODUCTION}")
+        raise StartupError(f"{setting} leads to the token {TOKEN_LABEL}{_NOT_IN_PRODUCTION}")
 
 
 def _refuse_dev_certificates(settings: Settings) -> None:

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc.aio
 
 from ironwork_audit.publishing import ATTEMPT_DEADLINE_S
-from ironwork_hsm import HsmError, KeyWrapper
+from ironwork_hsm import FrontsKeys, HsmError, KeyWrapper
 from ironwork_hsm.backends import open_backend
 from ironwork_server.access.errors import AccessConfigurationError
 from ironwork_server.access.identity import IdentityMapper
@@ -68,6 +68,9 @@ log = logging.getLogger(__name__)
 # A request begins on a read of the database that is at most this old (DESIGN 4).
 FRESHNESS_S = 1.0
 
+# Of a setting, and of the keys' names that it leads to. Raises StartupError.
+CheckKey = Callable[[str, Collection[str]], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -97,20 +100,18 @@ async def running(
     *,
     freshness_s: float = FRESHNESS_S,
     check_tls: Callable[[ServerTls], None] = lambda _: None,
-    check_master_key: Callable[[KeyWrapper], None] = lambda _: None,
+    check_key: CheckKey = lambda _setting, _names: None,
 ) -> AsyncIterator[Service]:
     """Build and start everything; drain and take it down at the end. Errors: StartupError.
 
     check_tls: raises AccessConfigurationError for certificates that are not to be used, also for
-    those that come while serving. check_master_key: raises StartupError for a backend that is not
-    to be used.
+    those that come while serving. check_key: raises StartupError for a setting that leads to keys
+    (their names) that are not to be used.
     """
     refuse_debugging_loop(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
         try:
-            service = await _start(
-                stack, settings, endpoint, freshness_s, check_tls, check_master_key
-            )
+            service = await _start(stack, settings, endpoint, freshness_s, check_tls, check_key)
         except (AccessConfigurationError, JournalError, HsmError) as error:
             # These are ours, and their texts are written for an operator.
             raise StartupError(str(error)) from None
@@ -128,7 +129,7 @@ async def _start(
     endpoint: UpstreamEndpoint,
     freshness_s: float,
     check_tls: Callable[[ServerTls], None],
-    check_master_key: Callable[[KeyWrapper], None],
+    check_key: CheckKey,
 ) -> Service:
     meter = PrometheusMeter(workspaces=settings.metrics.workspaces)
     opened = open_store(settings.store.url)
@@ -137,14 +138,17 @@ async def _start(
     stack.push_async_callback(log_file.close)
     journal = MeteredJournal(log_file, meter)
     records = ServiceRecords(journal, meter=meter)
-    checkpointer, witnesses = await _publish(stack, settings, log_file, opened, records, meter)
+    checkpointer, witnesses = await _publish(
+        stack, settings, log_file, opened, records, meter, check_key=check_key
+    )
     await stack.enter_async_context(records.running())
     policy = await watch_policy(stack, settings, records)
     tls = await watch_tls(stack, settings, records, meter, check_tls)
     store = MeteredStore(opened, meter)
     wrappers = [await _open_wrapper(stack, uri) for uri in settings.master_key.uris]
     for wrapper in wrappers:
-        check_master_key(wrapper)
+        names = wrapper.names if isinstance(wrapper, FrontsKeys) else {wrapper.name}
+        check_key("master_key.uris", names)
     hsm = await _prove(wrappers, journal, store, meter)
     await in_background(stack, hsm.run())
     vault = Vault(
@@ -259,10 +263,13 @@ async def _publish(
     heads: HeadStore,
     records: ServiceRecords,
     meter: Meter,
+    *,
+    check_key: CheckKey,
 ) -> tuple[Checkpointer, Witnesses | None]:
     """Sign the log from now on, to the last entry of the shutdown, and have it witnessed."""
     signer = await open_audit_signer(settings)
     stack.push_async_callback(signer.close)
+    check_key("audit.signing_key", {signer.name})
     shown = Shown()
     checkpointer = Checkpointer(journal, signer, heads, on_checkpoint=shown)
     await checkpointer.resume()

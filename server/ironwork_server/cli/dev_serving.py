@@ -9,7 +9,13 @@ from rich.console import Console
 
 from ironwork_server.app.dev.hsmd import hsmd
 from ironwork_server.app.dev.simulator import Simulator, simulator
-from ironwork_server.app.dev.state import DevState, open_state, settings_of, write_profiles
+from ironwork_server.app.dev.state import (
+    DevState,
+    open_state,
+    settings_of,
+    write_profiles,
+    write_verifier_key,
+)
 from ironwork_server.app.settings import listen_address
 from ironwork_server.app.startup import StartupError
 from ironwork_server.cli.run import leave_startup_to_itself, stop_signals
@@ -70,8 +76,9 @@ async def _dev(
         state = await open_state(folder)
         async with AsyncExitStack() as stack:
             loaded = asyncio.ensure_future(asyncio.to_thread(_load_service))
-            hsm = await stack.enter_async_context(hsmd(state.folder / "hsmd", state.token))
+            hsm = await stack.enter_async_context(hsmd(state.folder / "hsmd", state.tokens))
             settings = settings_of(state, hsm=hsm, listen=listen, log_level=log_level)
+            await write_verifier_key(state, settings)
             beside = None
             if endpoint is None:
                 beside = await stack.enter_async_context(simulator(state, pace_s=pace_s))

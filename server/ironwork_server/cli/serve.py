@@ -39,13 +39,11 @@ def serve(config: Path | None, *, is_program: bool) -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    from ironwork_server.app.production import check_master_key, check_tls
+    from ironwork_server.app.production import check_key, check_tls
     from ironwork_server.app.service import running
 
     with stop_signals() as stop:
         # No setting says whom keys are sent to: Anthropic and nobody else.
-        async with running(
-            settings, ANTHROPIC, check_tls=check_tls, check_master_key=check_master_key
-        ):
+        async with running(settings, ANTHROPIC, check_tls=check_tls, check_key=check_key):
             leave_startup_to_itself()
             await stop.wait()

@@ -1,9 +1,10 @@
 """The state folder of `dev`: a SoftHSM token, a database, a CA with a profile for each role.
 
 DEV            the mark, and the lock that keeps a second server out
-hsm/           SoftHSM's token and PIN          db/      the database
+hsm/           SoftHSM's tokens, the PIN of the master key's; db/  the database
+hsm-audit/     the PIN of the token of the audit log's signing key; verifier-key: its public half
+hsm-record/    the same of the HSM process' own record; hsmd/verifier-key: its public half
 hsmd/          the HSM process: socket, record, settings
-hsm-audit/     the token and PIN of the audit log's signing key; verifier-key: its public half
 audit/         the audit log                    pki/     the throw-away CA
 policy/        Cedar policies, yours to edit    profiles/  one client profile for each role
 simulator/     the Anthropic simulator's certificate and log
@@ -17,28 +18,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ironwork_audit.tlog import VerifierKey
-from ironwork_hsm import KeyMissing
-from ironwork_hsm.pkcs11.softhsm import (
-    SoftHsmToken,
-    config_environment,
-    create_token,
-    token_uri,
-    use_config,
-)
 from ironwork_server import store
 from ironwork_server.access.policy import write_default_policies
 from ironwork_server.access.rules import DEFAULT_RULES
-from ironwork_server.app.audit_key import create_audit_key, show_audit_key
-from ironwork_server.app.dev.hsmd import create_first
+from ironwork_server.app.audit_key import show_audit_key
+from ironwork_server.app.dev.hsmd import create_keys
+from ironwork_server.app.dev.tokens import DevTokens, existing_tokens, make_tokens
 from ironwork_server.app.devpki import DEV_TRUST_DOMAIN, DevCa, write_client_profile
 from ironwork_server.app.settings import Settings, validated
 from ironwork_server.app.startup import StartupError
 
 MARK = "DEV"
-# `serve` refuses tokens whose label begins like this.
-TOKEN_LABEL = "ironwork-dev"  # noqa: S105  a label, no password
-AUDIT_TOKEN_LABEL = "ironwork-dev-audit"  # noqa: S105  likewise
 VERIFIER_KEY = "verifier-key"
 ORIGIN = "ironwork.dev/server"
 WORKSPACE = "acme"
@@ -58,8 +48,7 @@ class DevState:
 
     folder: Path
     ca: DevCa
-    token: SoftHsmToken
-    audit_token: SoftHsmToken
+    tokens: DevTokens
     lock: int
 
     @property
@@ -78,15 +67,8 @@ async def open_state(folder: Path) -> DevState:
     lock = _take(folder)
     for name in ("db", "audit", "pki", "policy", "profiles", "simulator"):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
-    token = await _token(folder)
-    audit_token = _audit_token(folder)
-    # The master key's token is the HSM process's alone.
-    use_config(audit_token.config)
-    state = DevState(folder, _authority(folder / "pki"), token, audit_token, lock)
-    key = await _audit_key(
-        settings_of(state, hsm=token.uri, listen="127.0.0.1:0", log_level="info")
-    )
-    (folder / VERIFIER_KEY).write_text(f"{key}\n")
+    tokens = await _tokens(folder)
+    state = DevState(folder, _authority(folder / "pki"), tokens, lock)
     store.upgrade(state.store_url)
     store.mark(state.store_url, store.DEV)
     if not any((folder / "policy").glob("*.cedar")):
@@ -97,7 +79,9 @@ async def open_state(folder: Path) -> DevState:
 
 
 def settings_of(state: DevState, *, hsm: str, listen: str, log_level: str) -> Settings:
-    """The settings of a dev server. hsm: the HSM process' URI. Errors: SettingsError."""
+    """The settings of a dev server. hsm: the HSM process' URI, for the master key and for the key
+    that signs the log. Errors: SettingsError.
+    """
     pki = state.folder / "pki"
     return validated(
         {
@@ -119,11 +103,17 @@ def settings_of(state: DevState, *, hsm: str, listen: str, log_level: str) -> Se
             "audit": {
                 "folder": state.folder / "audit",
                 "origin": ORIGIN,
-                "signing_key": state.audit_token.uri,
+                "signing_key": hsm,
             },
             "metrics": {"listen": "127.0.0.1:0", "workspaces": [WORKSPACE]},
         }
     )
+
+
+async def write_verifier_key(state: DevState, settings: Settings) -> None:
+    """What verifies the log, as the running HSM process says. Errors: StartupError, HsmError."""
+    key = await show_audit_key(settings, settings.audit.origin)
+    (state.folder / VERIFIER_KEY).write_text(f"{key}\n")
 
 
 def write_profiles(state: DevState, target: str) -> None:
@@ -164,45 +154,14 @@ def _empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-async def _token(state: Path) -> SoftHsmToken:
-    folder = state / "hsm"
-    # The database is made after the tokens and the keys in them.
+async def _tokens(state: Path) -> DevTokens:
+    # The database is made after the tokens and the keys in them: without it they wrap nothing yet.
     if (state / "db" / "keys.db").exists():
-        return _existing(folder, TOKEN_LABEL, "master")
-    # What a start that was broken off left behind may be half a token, and wraps nothing yet.
-    shutil.rmtree(folder, ignore_errors=True)
-    token = create_token(folder, TOKEN_LABEL)
-    await create_first(state / "hsmd", token)
-    return token
-
-
-def _audit_token(state: Path) -> SoftHsmToken:
-    """A token of its own: whoever may unwrap keys may not sign the log."""
-    folder = state / "hsm-audit"
-    if (state / "db" / "keys.db").exists() and folder.exists():
-        return _existing(folder, AUDIT_TOKEN_LABEL, "checkpoints")
-    shutil.rmtree(folder, ignore_errors=True)
-    return create_token(folder, AUDIT_TOKEN_LABEL, object_label="checkpoints")
-
-
-async def _audit_key(settings: Settings) -> VerifierKey:
-    """The signing key, which the first start makes."""
-    try:
-        return await show_audit_key(settings, settings.audit.origin)
-    except KeyMissing:
-        return await create_audit_key(settings)
-
-
-def _existing(folder: Path, label: str, object_label: str) -> SoftHsmToken:
-    pin, config = folder / "pin", folder / "softhsm2.conf"
-    return SoftHsmToken(
-        label=label,
-        uri=token_uri(label, object_label, pin),
-        config=config,
-        pin_file=pin,
-        so_pin_file=folder / "so-pin",
-        env=config_environment(config),
-    )
+        return existing_tokens(state)
+    shutil.rmtree(state / "hsmd", ignore_errors=True)
+    tokens = make_tokens(state)
+    await create_keys(state / "hsmd", tokens)
+    return tokens
 
 
 def _authority(folder: Path) -> DevCa:
