@@ -135,7 +135,7 @@ class HttpSource:
         target = f"{urlsplit(self._url).path}/{path}"
         connection.request("GET", target, headers={"Accept-Encoding": "identity"})
         # The socket's own timeout begins anew with each byte, and a server may send one at a time.
-        watch = threading.Timer(self._deadline_s, _shut, [connection.sock])
+        watch = threading.Timer(self._deadline_s, shut, [connection.sock])
         watch.daemon = True
         watch.start()
         try:
@@ -197,7 +197,7 @@ class HttpSource:
             connection.close()
 
 
-def _shut(sock: Any) -> None:
+def shut(sock: Any) -> None:
     """End whatever waits for the connection's socket; another thread's to call."""
     with contextlib.suppress(OSError):  # it is closed already
         sock.shutdown(_SHUT_RDWR)

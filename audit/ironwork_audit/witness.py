@@ -7,7 +7,9 @@ grew since the one that it signed before.
 import base64
 import re
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Final
+from urllib.parse import urlsplit
 
 from ironwork_audit.tlog.note import (
     MAX_NOTE_BYTES,
@@ -86,6 +88,28 @@ def cosigned(note: bytes, signatures: Sequence[Signature]) -> bytes:
     if len(data) > MAX_NOTE_BYTES:
         raise BadNote("note: too long with its cosignatures")
     return data
+
+
+def checked_url(url: str) -> str:
+    """The witness's URL without a last slash. ValueError for what is not to be used: checkpoints
+    go by https, or by http to this machine.
+    """
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("a witness's URL has no user, query or fragment")
+    if not parts.hostname or parts.scheme not in {"http", "https"}:
+        raise ValueError("a witness's URL is https://HOST/…, or http:// to this machine")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError("a witness that is not on this machine is asked by https")
+    _ = parts.port  # ValueError for what is none
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _newest(note: Note, key: VerifierKey) -> Signature:

@@ -9,6 +9,7 @@ from fixtures.hsmd import ORIGIN, Hsmd, MakeHsmd, entries_of
 from fixtures.signing import MakeSigningKey
 from fixtures.softhsm import MakeToken
 from fixtures.verifiers import Check
+from fixtures.witness import StartWitness
 from ironwork_audit.cli.main import main as audit
 from ironwork_audit.tlog import Checkpoint, VerifierKey, parse_note
 from ironwork_hsm import BackendOptions
@@ -37,11 +38,15 @@ async def connect(hsmd: Hsmd) -> RemoteKeyWrapper:
 
 
 async def test_the_record_is_signed_and_others_verify_it(
-    make_hsmd: MakeHsmd, make_token: MakeToken, tlogcheck: Check, tmp_path: Path
+    make_hsmd: MakeHsmd,
+    make_token: MakeToken,
+    tlogcheck: Check,
+    start_witness: StartWitness,
+    tmp_path: Path,
 ) -> None:
     """From the key's making to an auditor who has the files and the verifier key alone: the
-    process' record and the operator's are verified by our command and by Go's, and all but a
-    checkpoint's own signing is under it.
+    process' record and the operator's are verified by our command and by Go's, all but a
+    checkpoint's own signing is under it, and a witness signs it.
     """
     hsmd = signed(make_hsmd, make_token().uri_for("record"), start=False)
     made = hsmd.run("audit-key", "create")
@@ -67,6 +72,10 @@ async def test_the_record_is_signed_and_others_verify_it(
     assert [(event.operation, event.principal) for event in left] == [("hsm.sign", "")] * 2
     assert audit(["verify", str(record), "--key", str(key)]) == 0
     assert tlogcheck("log", record, str(key)) == (0, "OK")
+    witness = start_witness(tmp_path / "witness", str(key))
+    asked = ["--key", str(key), "--witness-key", witness.key]
+    assert audit(["witness", str(record), *asked, "--url", witness.url]) == 0
+    assert audit(["verify", str(record), *asked]) == 0
 
     operator = hsmd.run("audit-key", "show", "--operator").stdout.strip()
     assert VerifierKey.parse(operator).name == f"{ORIGIN}/operator"

@@ -24,10 +24,10 @@ from ironwork_audit.cli.main import main as audit_main
 from ironwork_audit.source import FolderSource, read_tile
 from ironwork_audit.tlog import Checkpoint, TileReader, VerifierKey, parse_note
 from ironwork_audit.verify import verify
+from ironwork_audit.witness_submission import WitnessConflict
 from ironwork_hsm.signers import open_signer
 from ironwork_server.custody.checkpoints import verifier_key
 from ironwork_server.journal.witness import Witness
-from ironwork_server.journal.witness_errors import WitnessConflict
 from ironwork_server.journal.witness_files import WitnessFiles
 from ironwork_server.journal.witness_http import WitnessEndpoint
 from ironwork_server.rpc.health import WITNESS

@@ -23,6 +23,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "tail": "ironwork_audit.cli.tail",
     "reconcile": "ironwork_audit.cli.reconcile",
     "report": "ironwork_audit.cli.report",
+    "witness": "ironwork_audit.cli.witness",
 }
 # What the extra `cli` installs.
 _EXTRA: Final = frozenset({"cryptography", "jinja2", "rich"})

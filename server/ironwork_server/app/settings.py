@@ -22,10 +22,10 @@ from pydantic import (
 )
 
 from ironwork_audit.tlog import KeyType, VerifierKey
+from ironwork_audit.witness import checked_url
 from ironwork_server.app.startup import SettingsError
 from ironwork_server.core.routes import DEFAULT_GROUPS, KNOWN_GROUPS
 from ironwork_server.custody.data_key_cache import CacheBounds
-from ironwork_server.journal.witness_http import checked_url
 from ironwork_server.store import StoreRefused, sqlite_path
 from ironwork_server.upstream.proxy import UpstreamProxy
 

@@ -13,8 +13,8 @@ from ironwork_audit.log import FileSystem, OperatingSystem, WriteFailed
 from ironwork_audit.log.filesystem import sync_folder, write_file
 from ironwork_audit.tlog import BadTile, TileReader, VerifierKey, consistency_proof
 from ironwork_audit.witness import WITNESSED
+from ironwork_audit.witness_submission import WitnessFailed
 from ironwork_server.journal.aside import Aside
-from ironwork_server.journal.witness_errors import WitnessFailed
 
 FOLDER: Final = "witness"
 DEADLINE_S: Final = 5.0

@@ -4,47 +4,14 @@ Nothing secret goes to a witness: a checkpoint is the log's name, its size and a
 """
 
 import ssl
-from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Final
-from urllib.parse import urlsplit
 
 import httpx2
 
-from ironwork_audit.witness import ADD_CHECKPOINT, MAX_ANSWER_BYTES
-from ironwork_server.journal.witness_errors import WitnessFailed
+from ironwork_audit.witness import ADD_CHECKPOINT, MAX_ANSWER_BYTES, checked_url
+from ironwork_audit.witness_submission import Answer, WitnessFailed
 
 CONNECT_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """status: HTTP's. body: at most MAX_ANSWER_BYTES."""
-
-    status: int
-    body: bytes
-
-
-def checked_url(url: str) -> str:
-    """The witness's URL without a last slash. ValueError for what is not to be used: checkpoints
-    go by https, or by http to this machine.
-    """
-    parts = urlsplit(url)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("a witness's URL has no user, query or fragment")
-    if not parts.hostname or parts.scheme not in {"http", "https"}:
-        raise ValueError("a witness's URL is https://HOST/…, or http:// to this machine")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise ValueError("a witness that is not on this machine is asked by https")
-    _ = parts.port  # ValueError for what is none
-    return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class WitnessEndpoint:

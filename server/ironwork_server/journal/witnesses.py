@@ -15,10 +15,10 @@ from typing import Final, Protocol
 
 from ironwork_audit.tlog import Checkpoint, Signature, VerifierKey, parse_note
 from ironwork_audit.witness import cosigned
+from ironwork_audit.witness_submission import WitnessConflict, WitnessFailed
 from ironwork_server.core.described import described
 from ironwork_server.core.errors import IronworkError, Unavailable
 from ironwork_server.journal.witness import Witness
-from ironwork_server.journal.witness_errors import WitnessConflict, WitnessFailed
 
 log = logging.getLogger(__name__)
 

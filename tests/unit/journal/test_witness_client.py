@@ -27,11 +27,11 @@ from ironwork_audit.tlog import (
 )
 from ironwork_audit.tlog.note import from_base64
 from ironwork_audit.tlog.signed import open_checkpoint
-from ironwork_audit.witness import MAX_ANSWER_BYTES, cosigned
+from ironwork_audit.witness import MAX_ANSWER_BYTES, checked_url, cosigned
+from ironwork_audit.witness_submission import WitnessConflict, WitnessFailed
 from ironwork_server.journal.witness import Witness
-from ironwork_server.journal.witness_errors import WitnessConflict, WitnessFailed
 from ironwork_server.journal.witness_files import WitnessFiles
-from ironwork_server.journal.witness_http import WitnessEndpoint, checked_url
+from ironwork_server.journal.witness_http import WitnessEndpoint
 
 
 class ModelWitness:

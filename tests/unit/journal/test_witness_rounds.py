@@ -14,10 +14,10 @@ from ironwork_audit.tlog import (
     format_note,
     parse_note,
 )
+from ironwork_audit.witness_submission import WitnessConflict, WitnessFailed
 from ironwork_server.core.errors import Unavailable
 from ironwork_server.journal import witnesses as module
 from ironwork_server.journal.witness import Witness
-from ironwork_server.journal.witness_errors import WitnessConflict, WitnessFailed
 from ironwork_server.journal.witnesses import BACKOFF_S, LATE_S, Witnesses
 
 ORIGIN = "keys.test/a"
