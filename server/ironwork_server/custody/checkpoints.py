@@ -106,7 +106,7 @@ class Checkpointer:
                 " back to the key that this log was begun with, or begin a new folder and origin.",
                 reason="AUDIT_KEY_DIFFERS",
             ) from None
-        await self._guard.begin()
+        await self._guard.begin(self._schedule.size)
 
     async def cosigned(self, note: bytes) -> None:
         """Publish the checkpoint anew with its witnesses' signatures; nothing where a newer one is

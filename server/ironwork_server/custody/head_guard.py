@@ -45,11 +45,13 @@ class HeadGuard:
         # Set once, for good.
         self.taken = False
 
-    async def begin(self) -> None:
-        """Before the first signature of a run. Raises Unavailable: AUDIT_ORIGIN_TAKEN where the
-        origin is another folder's, AUDIT_ROLLED_BACK where this log lacks entries that were signed.
+    async def begin(self, published: int = 0) -> None:
+        """Before the first signature of a run. published: the size that a checkpoint was published
+        for. Raises Unavailable: AUDIT_ORIGIN_TAKEN where the origin is another folder's,
+        AUDIT_ROLLED_BACK where this log lacks entries that were signed.
         """
         found = await self._heads.log_head(self._journal.origin)
+        _compare(found, published)
         if found is None:
             await self.record(self._journal.tree)
             return
@@ -87,11 +89,23 @@ class HeadGuard:
             self.taken = True
             log.error("audit.origin_taken")
             raise taken()
+        if self._known is not None:
+            _compare(found, self._known.size)
         self._known = found
 
     async def _grew_from(self, head: LogHead) -> bool:
         """Whether this log is the signed one, grown."""
         return await self._journal.tree_at(head.size) == Tree(head.size, head.root)
+
+
+def _compare(found: LogHead | None, signed: int) -> None:
+    """The store's head is recorded before it is signed, so it is never behind a signed one: unless
+    the database was put back to an earlier state. What was deleted since is then in it again, and
+    only the process knows through which it was.
+    """
+    size = 0 if found is None else found.size
+    if size < signed:
+        log.error("store.restored", extra={"count": signed - size})
 
 
 def taken() -> Unavailable:

@@ -215,6 +215,33 @@ async def test_an_older_database(tmp_path: Path, heads: SickHeads, new_store: Ne
     await journal.close()
 
 
+@pytest.mark.parametrize("running", [True, False], ids=["running", "start"])
+async def test_a_database_that_was_put_back_is_told(
+    tmp_path: Path, heads: SickHeads, caplog: pytest.LogCaptureFixture, running: bool
+) -> None:
+    """A store whose head is behind what was signed is an earlier one: keys that were deleted since
+    are in it again. That is an alarm, while serving and at a start; nothing else of a store is.
+    """
+    journal, guard = await begun(tmp_path / "log", heads)
+    earlier = await heads.log_head(ORIGIN)
+    await grow(journal, guard)
+    heads.faults = ["after"]
+    with pytest.raises(StoreUndecided):
+        await grow(journal, guard)
+    newest = await grow(journal, guard)
+    await HeadGuard(journal, heads).begin(newest.size)
+    assert "store.restored" not in caplog.text
+    assert earlier is not None
+    assert await heads.swap_log_head(await heads.log_head(ORIGIN), earlier)
+    if running:
+        await grow(journal, guard)
+    else:
+        await HeadGuard(journal, heads).begin(newest.size)
+    (told,) = [record for record in caplog.records if record.message == "store.restored"]
+    assert (told.levelname, vars(told)["count"]) == ("ERROR", newest.size - earlier.size)
+    await journal.close()
+
+
 async def test_tiles_that_cannot_be_read(tmp_path: Path, heads: SickHeads) -> None:
     """A log that cannot be compared is not gone on with, and is no older copy for that."""
     journal, guard = await begun(tmp_path / "log", heads)
