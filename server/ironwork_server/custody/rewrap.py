@@ -281,8 +281,12 @@ def _outcome(item: _Item, operation: Operation, intent: AuditReference) -> Outco
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:
-    """At once; the backend bounds how many are in the device."""
-    await asyncio.gather(*work)
+    """At once, and all of it to its end, so that nothing is opened after it was to be wiped; the
+    backend bounds how many are in the device. Raises the first error.
+    """
+    for ended in await asyncio.gather(*work, return_exceptions=True):
+        if ended is not None:
+            raise ended
 
 
 def _raise_lasting(items: Sequence[_Item]) -> None:

@@ -313,6 +313,31 @@ async def test_data_keys_are_wiped(scene: Scene) -> None:
     assert not any(map(any, held))
 
 
+async def test_what_is_opened_late_is_wiped_too(scene: Scene) -> None:
+    """Where one row ends a batch in a way that nobody foresaw, the data keys that come after it are
+    waited for, and wiped.
+    """
+    await scene.rows(3)
+    opened: list[bytearray] = []
+    go = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+
+    async def unwrap(*args: Any, **options: Any) -> bytearray:
+        if not opened:
+            opened.append(bytearray())
+            raise RuntimeError("unforeseen")
+        opened.append(bytearray())
+        place = len(opened) - 1
+        await go.wait()
+        opened[place] = await scene.wrapper.unwrap(*args, **options)
+        return opened[place]
+
+    with pytest.raises(RuntimeError):
+        await scene.run(Tampering(scene.wrapper, unwrap=unwrap))
+    assert [len(each) for each in opened] == [0, 32, 32]
+    assert not any(map(any, opened))
+
+
 MOVED_TO = [
     kind for kind in BACKENDS if kind.name in ("softhsm", "nss", "awskms-moto", "gcpkms-server")
 ]
