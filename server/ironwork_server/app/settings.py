@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ironwork_audit import fits
 from ironwork_audit.tlog import KeyType, VerifierKey
 from ironwork_audit.witness import checked_url
 from ironwork_server.app.startup import SettingsError
@@ -126,8 +127,12 @@ class Witness(_Section):
     @field_validator("key")
     @classmethod
     def _is_a_witness(cls, key: str) -> str:
-        if VerifierKey.parse(key).type is not KeyType.COSIGNATURE_V1:
+        parsed = VerifierKey.parse(key)
+        if parsed.type is not KeyType.COSIGNATURE_V1:
             raise ValueError("not a witness's verifier key (cosignature/v1, type 0x04)")
+        if not fits("witness", parsed.name):
+            # Its alarms could not be put on record.
+            raise ValueError("a witness's name is visible ASCII, at most 255 characters")
         return key
 
 

@@ -320,6 +320,9 @@ def test_witnesses_are_a_setting(file: Path) -> None:
         ([("http://w.example", witness_key("w"))], 1, "is asked by https"),
         ([("https://u@w.example", witness_key("w"))], 1, "no user"),
         ([("https://w.example", witness_key("w", KeyType.ED25519))], 1, "type 0x04"),
+        # Its alarm is an entry, which holds no other names.
+        ([("https://w.example", witness_key("w.例え"))], 1, "visible ASCII"),
+        ([("https://w.example", witness_key("w" * 256))], 1, "at most 255"),
         ([("https://w.example", "w+00000000+AAAA")], 1, "key: "),
         ([("https://w.example", witness_key("w"))] * 2, 1, "named once"),
         ([("https://w.example", witness_key("w"))], 2, "witness_quorum is larger"),
