@@ -8,6 +8,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from fixtures.witness import TOOLS, RunningWitness, StartWitness
 from ironwork_audit.cli.main import main as audit_main
 from ironwork_audit.source import FolderSource, read_tile
 from ironwork_audit.tlog import Checkpoint, TileReader, VerifierKey, parse_note
+from ironwork_audit.tlog.signed import open_checkpoint
 from ironwork_audit.verify import verify
 from ironwork_audit.witness_submission import WitnessConflict
 from ironwork_hsm.signers import open_signer
+from ironwork_server.app import doctor_log
 from ironwork_server.custody.checkpoints import verifier_key
 from ironwork_server.journal.witness import Witness
 from ironwork_server.journal.witness_files import WitnessFiles
@@ -113,7 +116,7 @@ async def test_a_service_is_witnessed(
     tmp_path: Path,
 ) -> None:
     """What a call left is signed by the witness; our verifier and others' find both signatures;
-    health and metrics say so; a restart goes on from there.
+    health, metrics and doctor say so; a restart goes on from there.
     """
     folder = tmp_path / "audit"
     settings = audit(folder, signing_key, (witness.url, witness.key))
@@ -135,6 +138,17 @@ async def test_a_service_is_witnessed(
     others_verify(folder / "checkpoint", log_key, witness.key)
     (kept,) = (folder / "witness").iterdir()
     assert kept.name == VerifierKey.parse(witness.key).key_id.hex()
+    newest = open_checkpoint((folder / "checkpoint").read_bytes(), log_key)
+    found = [
+        *doctor_log.heads(service.settings, newest.checkpoint),
+        *doctor_log.witnesses(service.settings, log_key, newest, time.time()),
+    ]
+    assert [each.check for each in found] == [
+        "audit.head",
+        "audit.witness witness.test/one",
+        "audit.witnessed",
+    ]
+    assert {each.status.value for each in found} == {"ok"}
 
     before = witnessed_size(folder)
     service = await start_service(audit=settings)

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ironwork_audit.tlog import BadNote
-from ironwork_audit.tlog.signed import SignatureRefused, open_checkpoint
+from ironwork_audit.tlog import BadNote, VerifierKey
+from ironwork_audit.tlog.signed import SignatureRefused, SignedCheckpoint, open_checkpoint
 from ironwork_hsm import HsmError
 from ironwork_server import store
+from ironwork_server.app import doctor_log
 from ironwork_server.app.audit_key import open_audit_signer
 from ironwork_server.app.doctor_report import Finding, fail, ok, warn
 from ironwork_server.app.settings import Settings
@@ -83,7 +84,9 @@ def _space(check: str, folder: Path) -> Iterator[Finding]:
 
 
 async def audit_log(settings: Settings, locks: Path) -> list[Finding]:
-    """The folder, whose it is, who holds it, and its newest checkpoint's signature."""
+    """The folder, whose it is, who holds it; its newest checkpoint, held against the entries, the
+    store's heads and the witnesses.
+    """
     folder = settings.audit.folder
     if not folder.is_dir():
         return [
@@ -95,7 +98,13 @@ async def audit_log(settings: Settings, locks: Path) -> list[Finding]:
         ]
     found = [*_private("audit.folder", folder), *_space("audit.space", folder)]
     found += _holder(folder, locks)
-    found += await _checkpoint(settings)
+    key, keys_findings = await _verifier_key(settings)
+    found += keys_findings
+    opened, checkpoint = _checkpoint(folder, key)
+    found.append(checkpoint)
+    found += doctor_log.heads(settings, None if opened is None else opened.checkpoint)
+    if key is not None and opened is not None:
+        found += doctor_log.witnesses(settings, key, opened, time.time())
     return found
 
 
@@ -115,35 +124,40 @@ def _holder(folder: Path, locks: Path) -> Iterator[Finding]:
     yield ok("audit.lock", f"held by process {holders[0]}" if holders else "held by nobody")
 
 
-async def _checkpoint(settings: Settings) -> list[Finding]:
-    check = "audit.checkpoint"
+async def _verifier_key(settings: Settings) -> tuple[VerifierKey | None, list[Finding]]:
     try:
         signer = await open_audit_signer(settings)
     except (StartupError, HsmError) as error:
         mend = "Set audit.signing_key, or make the key: ironwork-server audit-key create."
-        return [fail("audit.signing_key", str(error), mend)]
+        return None, [fail("audit.signing_key", str(error), mend)]
     try:
         key = verifier_key(settings.audit.origin, signer)
     finally:
         await signer.close()
-    found = [ok("audit.signing_key", f"{signer.name} ({signer.algorithm})")]
+    return key, [ok("audit.signing_key", f"{signer.name} ({signer.algorithm})")]
+
+
+def _checkpoint(folder: Path, key: VerifierKey | None) -> tuple[SignedCheckpoint | None, Finding]:
+    check = "audit.checkpoint"
     try:
-        with (settings.audit.folder / "checkpoint").open("rb") as file:
+        with (folder / "checkpoint").open("rb") as file:
             note = file.read(MAX_CHECKPOINT_BYTES)
     except FileNotFoundError:
-        return [*found, ok(check, "none yet: the log has not been signed")]
+        return None, ok(check, "none yet: the log has not been signed")
     except OSError as error:
-        return [*found, fail(check, os.strerror(error.errno or 0), "Make the file readable.")]
+        return None, fail(check, os.strerror(error.errno or 0), "Make the file readable.")
+    if key is None:
+        return None, warn(check, "not looked at: no key to check it by", "Mend the signing key.")
     try:
         opened = open_checkpoint(note, key)
     except (SignatureRefused, BadNote) as error:
         mend = "Find out who changed it: verify the log with `ironwork-audit verify`."
-        return [*found, fail(check, str(error), mend)]
-    found.append(ok(check, f"{opened.checkpoint.size:,} entries, signed by audit.signing_key"))
-    if len(opened.note.signatures) < 2:
-        mend = "Keep checkpoints where this server cannot write, or have a witness sign them."
-        found.append(warn("audit.witness", "UNWITNESSED: the log's own key could rewrite it", mend))
-    return found
+        return None, fail(check, str(error), mend)
+    checkpoint = opened.checkpoint
+    if doctor_log.root_at(folder, checkpoint.size) != checkpoint.root:
+        mend = "Find out who changed the entries: `ironwork-audit verify` names the first."
+        return opened, fail(check, "signed, but for other entries than those here", mend)
+    return opened, ok(check, f"{checkpoint.size:,} entries, signed by audit.signing_key")
 
 
 def clock(settings: Settings) -> Iterator[Finding]:

@@ -17,7 +17,14 @@ from ironwork_server.store.errors import (
 )
 from ironwork_server.store.ids import KeyId, key_ids
 from ironwork_server.store.interface import DEV, Store
-from ironwork_server.store.migrate import MigrationStatus, mark, marker, status, upgrade
+from ironwork_server.store.migrate import (
+    MigrationStatus,
+    mark,
+    marker,
+    newest_head,
+    status,
+    upgrade,
+)
 from ironwork_server.store.sqlite import Deadlines, open_sqlite
 from ironwork_server.store.urls import sqlite_path
 
@@ -43,6 +50,7 @@ __all__ = [
     "key_ids",
     "mark",
     "marker",
+    "newest_head",
     "open_sqlite",
     "open_store",
     "sqlite_path",

@@ -17,7 +17,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from ironwork_server.store import transactions
+from ironwork_server.core.values import LogHead
+from ironwork_server.store import heads, transactions
 from ironwork_server.store.connection import (
     DatabaseFile,
     Session,
@@ -76,6 +77,14 @@ def marker(url: str) -> str:
     require_head(path)
     with _transaction(path, _LOCK_WAIT, begin="BEGIN") as connection:
         return transactions.meta_value(connection, "marker")
+
+
+def newest_head(url: str, origin: str) -> LogHead | None:
+    """The newest head of this log, for whoever only looks. Raises as require_head does."""
+    path = sqlite_path(url)
+    require_head(path)
+    with _transaction(path, _LOCK_WAIT, begin="BEGIN") as connection:
+        return heads.log_head(connection, origin)
 
 
 def mark(url: str, value: str) -> None:
