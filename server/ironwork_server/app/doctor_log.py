@@ -102,7 +102,8 @@ def _contradicted(check: str, folder: Path, found: LogHead) -> Finding | None:
 def _grown(check: str, found: LogHead, checkpoint: Checkpoint | None) -> Finding:
     if checkpoint is not None and checkpoint.size > found.size:
         says = f"the store's head has {found.size:,} entries, fewer than the checkpoint's"
-        return warn(check, says, "An older database was put back: a deleted key may be back too.")
+        mend = "An older database was put back: name what it brought back, `reconcile --store`."
+        return warn(check, says, mend)
     return ok(check, f"grown from the {found.size:,} entries that the store knows")
 
 
