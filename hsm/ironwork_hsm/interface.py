@@ -183,6 +183,20 @@ class VersionDestroyer(Protocol):
         """
 
 
+@runtime_checkable
+class KeptElsewhere(Protocol):
+    """A backend whose versions are made and destroyed by commands of the process that holds its
+    device, never from here. Found by isinstance.
+    """
+
+    @property
+    def create_command(self) -> str:
+        """What an operator runs there for the next version."""
+
+    def destroy_command(self, backend: str, version: int) -> str:
+        """What an operator runs there to destroy a version of this master key, one of `names`."""
+
+
 class SignatureAlgorithm(StrEnum):
     """What a checkpoint may be signed with."""
 

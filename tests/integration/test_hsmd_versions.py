@@ -4,16 +4,29 @@ import asyncio
 import json
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fixtures.hsmd import Hsmd, MakeHsmd
-from fixtures.softhsm import MakeToken
+from fixtures.migrated import NewStore
+from fixtures.server import StartService
+from fixtures.softhsm import MakeToken, opened
+from fixtures.wrapped_rows import create_pepper, open_command_log, opened_key, sealed_row
 from ironwork_hsm import BackendOptions, ConfigurationError, KeyMissing, Unavailable
 from ironwork_hsm.remote import RemoteKeyWrapper, open_unix, wire
 from ironwork_hsm.remote.framing import FrameBuffer
 from ironwork_hsm.remote.wire import Frame, Kind
+from ironwork_server.app.operator import Operator
+from ironwork_server.app.startup import StartupError
+from ironwork_server.core.errors import PreconditionFailed
+from ironwork_server.core.errors import Unavailable as Failed
+from ironwork_server.custody.retire import retire_version
+from ironwork_server.custody.rewrap import Report, Rewrapper
+from ironwork_server.custody.rotate import rotate_master_key
+from ironwork_server.store import open_store
 
+KEY = b"sk-ant-api03-" + b"k" * 60 + b"AAzz"
 CONTEXT = b"workspace\x00key-7"
 PATIENT = BackendOptions(deadline_s=30, slow_deadline_s=60)
 
@@ -58,6 +71,66 @@ async def test_clients_choose_each_for_itself(make_hsmd: MakeHsmd) -> None:
     probes = [event for event in events if event.operation == "hsm.probe" and event.principal]
     checked = probes[-1]
     assert (checked.details["master_key_version"], checked.success) == (1, True)
+
+
+async def test_a_server_waits_for_the_switch(
+    make_hsmd: MakeHsmd, start_service: StartService, tmp_path: Path
+) -> None:
+    """A version that was made at the HSM process wraps nothing for a server while one of its
+    backends fails, not after the process was started anew either; once all were proven it does,
+    from the next key on.
+    """
+    hsmd = make_hsmd()
+    service = await start_service(master_key={"uris": [hsmd.uri]})
+    assert (await service.add()).master_key_version.version == 1
+    assert (await asyncio.to_thread(hsmd.run, "create", "--next")).returncode == 0
+    remote = await connect(hsmd)
+    assert [found.version for found in await remote.versions()] == [1, 2]
+    store = open_store(service.settings.store.url)
+    log = open_command_log(tmp_path / "commands")
+    failing = make_hsmd()
+    broken = await connect(failing)
+    await asyncio.to_thread(failing.end)
+    with pytest.raises(Failed, match="nothing was switched on"):
+        await rotate_master_key([remote, broken], store, log.records)
+    assert (await service.add()).master_key_version.version == 1
+    await asyncio.to_thread(hsmd.end)
+    await asyncio.to_thread(hsmd.start)
+    assert (await service.add()).master_key_version.version == 1
+    assert await rotate_master_key([remote], store, log.records) == 2
+    assert (await service.add()).master_key_version.version == 2
+    for wrapper in (remote, broken):
+        await wrapper.close()
+    await log.journal.close()
+    await store.close()
+
+
+async def test_what_is_behind_one_socket_moves_and_is_retired_by_name(
+    make_hsmd: MakeHsmd, make_token: MakeToken, new_store: NewStore, tmp_path: Path
+) -> None:
+    """Keys that a later backend of the process wrapped move to its first one, and then that
+    backend's version can be retired by its name, although the server lists one URI only.
+    """
+    old, new = make_token(with_key=True), make_token(with_key=True)
+    store, log = open_store(new_store(tmp_path / "keys.db")), open_command_log(tmp_path / "log")
+    async with opened(old.uri) as local:
+        name = local.name
+        row = await sealed_row(store, local, KEY)
+        await create_pepper(store, local)
+    remote = await connect(make_hsmd(token=new, backends=[new.uri, old.uri]))
+    operator = Operator([remote], store, log.records)
+    assert operator.wrapper(name) is operator.wrapper(remote.name) is remote
+    with pytest.raises(StartupError, match="lists no such backend"):
+        operator.wrapper("pkcs11:token=none;object=o")
+    with pytest.raises(PreconditionFailed, match="still wraps 1 keys and the pepper"):
+        await retire_version(name, 1, store, log.records, wrapping=None)
+    report = await Rewrapper([remote], store, log.records, rate=1000).run()
+    assert report == Report(moved=1, pepper_moved=True)
+    assert await opened_key(store, remote, row.key_id) == KEY
+    await retire_version(name, 1, store, log.records, wrapping=None)
+    await remote.close()
+    await log.journal.close()
+    await store.close()
 
 
 async def test_a_newer_kind_of_key_is_named_before_it_wraps(

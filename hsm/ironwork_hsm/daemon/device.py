@@ -111,6 +111,8 @@ class Device:
         self.state = State.STARTING
         self.problem: HsmError | None = Unavailable("The HSM process is opening its device.")
         self.info: Info | None = None
+        # The version that it wrapped with last, since this process started.
+        self.wrapped_last: int | None = None
         self.starts = 0
         self._uri = uri
         self._limits = limits

@@ -1,4 +1,4 @@
-"""`ironwork-hsmd`: serve (the default), status, create, audit-key."""
+"""`ironwork-hsmd`: serve (the default), status, create, destroy, audit-key."""
 
 import argparse
 import asyncio
@@ -35,18 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             end_with_parent(os.getppid())
         deny_memory_reads()
         logs.configure()
-        if options.command == "audit-key":
-            return _audit_key(
-                loaded, options.action, signer=options.signer, operator=options.operator
-            )
-        if options.command == "create":
-            return _create(loaded, next_version=options.next)
-        return _serve(loaded)
+        return _act(loaded, options)
     except HsmError as error:
         print(f"ironwork-hsmd: {error}", file=sys.stderr)  # noqa: T201  a command's error
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _act(loaded: settings.Settings, options: argparse.Namespace) -> int:
+    """Serve, or do what uses the devices' PINs."""
+    if options.command == "audit-key":
+        return _audit_key(loaded, options.action, signer=options.signer, operator=options.operator)
+    if options.command == "create":
+        return _create(loaded, next_version=options.next)
+    if options.command == "destroy":
+        return _destroy(loaded, options.version, options.backend, options.admin_pin_source)
+    return _serve(loaded)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "command",
         nargs="?",
         default="serve",
-        choices=("serve", "status", "create", "audit-key"),
+        choices=("serve", "status", "create", "destroy", "audit-key"),
         help="serve (the default); status: ask the running process; create: the first master key;"
+        " destroy: a version of a master key, for good;"
         " audit-key: the key that signs this process' record",
     )
     parser.add_argument(
@@ -67,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, required=True, help="settings file (TOML)")
     parser.add_argument(
         "--next", action="store_true", help="create: a further version, where there is one"
+    )
+    parser.add_argument("--version", type=int, metavar="N", help="destroy: which one")
+    parser.add_argument("--backend", metavar="NAME", help="destroy: of which key (the first's)")
+    parser.add_argument(
+        "--admin-pin-source",
+        default="",
+        metavar="file:PATH",
+        help="destroy: the PIN of the token's security officer; none for a cloud KMS",
     )
     parser.add_argument(
         "--signer", action="store_true", help="audit-key create: the server's signing key instead"
@@ -104,6 +118,18 @@ def _create(loaded: settings.Settings, *, next_version: bool) -> int:
             "The HSM holds this master key already; nothing was changed. A further version: --next"
         )
     print(json.dumps({"version": version}))  # noqa: T201  the answer
+    return 0
+
+
+def _destroy(
+    loaded: settings.Settings, version: int | None, backend: str | None, admin_pin_source: str
+) -> int:
+    from ironwork_hsm.daemon.destroy import destroy
+
+    if version is None:
+        raise ConfigurationError("destroy: say which version, --version N.")
+    asyncio.run(destroy(loaded, version, backend=backend, admin_pin_source=admin_pin_source))
+    print(json.dumps({"destroyed": version}))  # noqa: T201  the answer
     return 0
 
 

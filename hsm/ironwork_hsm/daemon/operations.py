@@ -12,12 +12,11 @@ import logging
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from types import MappingProxyType
 from typing import Final
 
 from ironwork_audit import EVENT, INTENT, OUTCOME, Event, FieldRefused
@@ -31,6 +30,7 @@ from ironwork_hsm.interface import (
     ConfigurationError,
     HsmError,
     MechanismRefused,
+    WrappedKey,
 )
 from ironwork_hsm.remote import wire
 from ironwork_hsm.remote.codec import LENGTH, Malformed
@@ -296,7 +296,13 @@ class Operations:
 
     def _answered(self, operation: _Operation, intent: int, answer: Frame | HsmError) -> None:
         error = error_in(answer)
-        outcome = _outcome(operation.event, intent, error, _wrapped_with(answer))
+        wrapped = _wrapped_with(answer)
+        if wrapped is not None:
+            device = operation.device
+            device.wrapped_last = wrapped.key_version
+            if device.info is not None and wrapped.key_version > device.info.keys[0].version:
+                self._learn(device)
+        outcome = _outcome(operation.event, intent, error, wrapped)
         self._record.submit([outcome], _lost)
         if isinstance(answer, HsmError):
             data = wire.failed(operation.number, answer)
@@ -385,23 +391,26 @@ def _known(device: Device, version: int | None = None) -> dict[str, str | int]:
     return details
 
 
-def _wrapped_with(answer: Frame | HsmError) -> dict[str, str | int]:
-    """What the device says that it has wrapped with."""
+def _wrapped_with(answer: Frame | HsmError) -> WrappedKey | None:
+    """What a device has wrapped, if it has."""
     if isinstance(answer, HsmError) or answer.kind is not Kind.WRAPPED:
-        return {}
+        return None
     try:
-        wrapped = wire.parse_wrapped(answer.payload)
+        return wire.parse_wrapped(answer.payload)
     except Malformed:  # as the client will find
-        return {}
-    return {"master_key_version": wrapped.key_version, "mechanism": wrapped.mechanism}
+        return None
 
 
 def _outcome(
     intent_event: Event,
     intent: int,
     error: HsmError | None,
-    found: Mapping[str, str | int] = MappingProxyType({}),
+    wrapped: WrappedKey | None = None,
 ) -> Event:
+    """wrapped: what came of it, which tells the version and the mechanism that were used."""
+    details = dict(intent_event.details)
+    if wrapped is not None:
+        details |= {"master_key_version": wrapped.key_version, "mechanism": wrapped.mechanism}
     return Event(
         phase=OUTCOME,
         operation=intent_event.operation,
@@ -411,7 +420,7 @@ def _outcome(
         peer=intent_event.peer,
         success=error is None,
         reason="" if error is None else reason_of(error),
-        details={**intent_event.details, **found},
+        details=details,
         intent_index=intent,
     )
 

@@ -194,6 +194,7 @@ def _describe(device: Device) -> dict[str, object]:
         "problem": str(device.problem) if device.problem is not None else None,
         "version": key.version if key is not None and key.version else None,
         "mechanism": key.mechanism if key is not None and key.mechanism else None,
+        "wrapped_last": device.wrapped_last,
         "starts": device.starts,
         "pid": device.pid,
     }

@@ -273,7 +273,7 @@ class Pkcs11KeyWrapper:
     async def _rung_of(self, version: int) -> Rung:
         """What wraps with a version. Raises KeyMissing, ConfigurationError, Unavailable."""
         if version not in self._kinds:
-            self._kinds[version] = (await self._run(lambda lane: lane.master(version))).kind
+            self._learn(await self._run(lambda lane: lane.master(version)))
         return self._ladder.rung(self._kinds[version])
 
     def _learn(self, found: MasterKey) -> None:

@@ -4,6 +4,7 @@ Names, versions, mechanisms and blobs are those of the backends behind the proce
 master key from this process into that one, or back, needs no re-wrapping.
 """
 
+import shlex
 from collections.abc import Sequence
 
 from ironwork_hsm.binding import wipe
@@ -25,7 +26,7 @@ from ironwork_hsm.remote.wire import Info, Kind
 
 
 class RemoteKeyWrapper:
-    """Implements KeyWrapper and FrontsKeys. Made by open_unix."""
+    """Implements KeyWrapper, FrontsKeys and KeptElsewhere. Made by open_unix."""
 
     def __init__(self, connection: Connection, info: Info) -> None:
         self._connection = connection
@@ -58,6 +59,18 @@ class RemoteKeyWrapper:
     @property
     def mechanism(self) -> str:
         return self._mechanism
+
+    @property
+    def create_command(self) -> str:
+        """See KeptElsewhere.create_command."""
+        return "ironwork-hsmd create --next --config FILE"
+
+    def destroy_command(self, backend: str, version: int) -> str:
+        """See KeptElsewhere.destroy_command."""
+        return (
+            f"ironwork-hsmd destroy --version {version} --backend {shlex.quote(backend)}"
+            " --admin-pin-source file:/PATH --config FILE"
+        )
 
     async def mechanism_of(self, version: int) -> str:
         """See KeyWrapper.mechanism_of."""

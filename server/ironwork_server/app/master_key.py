@@ -194,9 +194,11 @@ async def retire(
 ) -> None:
     """Retire a version and, if asked, destroy it. Errors: StartupError, HsmError, IronworkError."""
     async with operating(settings) as open_:
-        wrapper = open_.wrapper(backend)
-        wraps = wrapper is open_.wrappers[0]
-        await retire_version(wrapper, version, open_.store, open_.records, wraps=wraps)
+        first = open_.wrappers[0]
+        name = backend or first.name
+        wrapper = open_.wrapper(name)
+        wrapping = first if name == first.name else None
+        await retire_version(name, version, open_.store, open_.records, wrapping=wrapping)
         if not destroy:
             return
         # The token takes its security officer only where nothing else of this process is open.
@@ -205,6 +207,7 @@ async def retire(
                 await other.close()
         await destroy_version(
             wrapper,
+            name,
             version,
             open_.records,
             admin_pin_source=admin_pin_source,

@@ -21,6 +21,7 @@ from ironwork_server.app.settings import Settings
 from ironwork_server.app.startup import StartupError
 from ironwork_server.custody.checkpoints import Checkpointer
 from ironwork_server.custody.operator_records import OperatorRecords
+from ironwork_server.custody.versions import by_name
 from ironwork_server.journal import FileJournal, JournalError
 from ironwork_server.store import Store, open_store
 
@@ -35,15 +36,14 @@ class Operator:
     store: Store
     records: OperatorRecords
 
-    def wrapper(self, backend: str | None) -> KeyWrapper:
-        """The wrapper of this name; the first without one. Errors: StartupError."""
-        if backend is None:
-            return self.wrappers[0]
-        for wrapper in self.wrappers:
-            if wrapper.name == backend:
-                return wrapper
-        names = ", ".join(wrapper.name for wrapper in self.wrappers)
-        raise StartupError(f"master_key.uris lists no such backend; it lists {names}.")
+    def wrapper(self, backend: str) -> KeyWrapper:
+        """Who unwraps for this master key. Errors: StartupError."""
+        known = by_name(self.wrappers)
+        if backend not in known:
+            raise StartupError(
+                f"master_key.uris lists no such backend; it lists {', '.join(sorted(known))}."
+            )
+        return known[backend]
 
 
 @asynccontextmanager

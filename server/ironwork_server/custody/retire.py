@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ironwork_hsm import KeyWrapper, VersionDestroyer
+from ironwork_hsm import KeptElsewhere, KeyWrapper, VersionDestroyer
 from ironwork_server.core.errors import PreconditionFailed
 from ironwork_server.core.ports import WrapStore
 from ironwork_server.custody.operator_records import Operation, OperatorRecords, recorded
@@ -13,18 +13,26 @@ SETTLE_S = 5.0
 
 
 async def retire_version(
-    wrapper: KeyWrapper, version: int, store: WrapStore, records: OperatorRecords, *, wraps: bool
+    backend: str,
+    version: int,
+    store: WrapStore,
+    records: OperatorRecords,
+    *,
+    wrapping: KeyWrapper | None,
 ) -> None:
-    """Take nothing under this version any more. wraps: whether wrapper is the one that wraps, and
-    then its current version stays. Errors: PreconditionFailed (MASTER_KEY_VERSION_NEEDED,
-    MASTER_KEY_VERSION_CURRENT), HsmError, StoreUnavailable.
+    """Take nothing under this version of a master key any more. wrapping: the wrapper, where this
+    master key is the one that wraps, and then the version that is switched on stays. Errors:
+    PreconditionFailed (MASTER_KEY_VERSION_NEEDED, MASTER_KEY_VERSION_CURRENT), HsmError,
+    StoreUnavailable.
     """
-    if wraps and version == await _current(wrapper, store):
+    if wrapping is not None and version == await store.first_version(
+        backend, wrapping.current_version
+    ):
         raise PreconditionFailed(
             f"Version {version} wraps new keys: rotate first, then rewrap.",
             reason="MASTER_KEY_VERSION_CURRENT",
         )
-    needed = await store.retire(wrapper.name, version)
+    needed = await store.retire(backend, version)
     if needed.rows or needed.pepper:
         what = [f"{needed.rows} keys"] * bool(needed.rows) + ["the pepper"] * needed.pepper
         raise PreconditionFailed(
@@ -34,21 +42,31 @@ async def retire_version(
             metadata={"count": str(needed.rows + needed.pepper)},
         )
     await records.event(
-        Operation("master_key.retire", {"backend": wrapper.name, "master_key_version": version})
+        Operation("master_key.retire", {"backend": backend, "master_key_version": version})
     )
 
 
 async def destroy_version(
     wrapper: KeyWrapper,
+    backend: str,
     version: int,
     records: OperatorRecords,
     *,
     admin_pin_source: str,
     settle_s: float = SETTLE_S,
 ) -> None:
-    """Destroy a version that was just retired. Errors: PreconditionFailed, HsmError,
-    Unavailable.
+    """Destroy a version of the wrapper's master key `backend` that was just retired. Errors:
+    PreconditionFailed (MASTER_KEY_NOT_DESTROYED, with what to run where that is done elsewhere),
+    HsmError, Unavailable.
     """
+    if isinstance(wrapper, KeptElsewhere):
+        await asyncio.sleep(settle_s)
+        raise PreconditionFailed(
+            f"Version {version} is retired, and not destroyed yet: no server may do that. Run, on"
+            " this machine as the user that ironwork-hsmd runs as (the file holds the PIN of the"
+            f" token's security officer): {wrapper.destroy_command(backend, version)}",
+            reason="MASTER_KEY_NOT_DESTROYED",
+        )
     if not isinstance(wrapper, VersionDestroyer):
         raise PreconditionFailed(
             f"{wrapper.name} destroys no versions for us: use the device's own tools.",
@@ -58,11 +76,7 @@ async def destroy_version(
     await asyncio.sleep(settle_s)
     await recorded(
         records,
-        Operation("hsm.destroy", {"backend": wrapper.name, "master_key_version": version}),
+        Operation("hsm.destroy", {"backend": backend, "master_key_version": version}),
         lambda: destroyer.destroy_version(version, admin_pin_source=admin_pin_source),
         lambda _: {},
     )
-
-
-async def _current(wrapper: KeyWrapper, store: WrapStore) -> int:
-    return await store.first_version(wrapper.name, wrapper.current_version)

@@ -6,7 +6,7 @@ on is proven and switched on, instead of making another.
 
 from collections.abc import Sequence
 
-from ironwork_hsm import HsmError, KeyCreator, KeyVersion, KeyWrapper
+from ironwork_hsm import HsmError, KeptElsewhere, KeyCreator, KeyVersion, KeyWrapper
 from ironwork_server.core.errors import PreconditionFailed, Unavailable
 from ironwork_server.core.ports import WrapStore
 from ironwork_server.custody.generate import generate_master_key
@@ -48,6 +48,13 @@ async def rotate_master_key(
 
 
 async def _create(wrapper: KeyWrapper, records: OperatorRecords) -> KeyVersion:
+    if isinstance(wrapper, KeptElsewhere):
+        raise PreconditionFailed(
+            "The HSM process' token holds no newer version than the one that is switched on. Make"
+            " one, on this machine as the user that ironwork-hsmd runs as, and run this again:"
+            f" {wrapper.create_command}",
+            reason="MASTER_KEY_NOT_CREATED",
+        )
     if not isinstance(wrapper, KeyCreator):
         raise PreconditionFailed(
             f"{wrapper.name} makes no versions for us: make the next one with the device's own"

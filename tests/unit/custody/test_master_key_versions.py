@@ -55,7 +55,13 @@ class Scene:
         return await rotate_master_key([self.wrapper], self.store, self.log.records)
 
     async def retire(self, version: int, *, wraps: bool = True) -> None:
-        await retire_version(self.wrapper, version, self.store, self.log.records, wraps=wraps)
+        await retire_version(
+            self.wrapper.name,
+            version,
+            self.store,
+            self.log.records,
+            wrapping=self.wrapper if wraps else None,
+        )
 
 
 @pytest.fixture
@@ -263,6 +269,7 @@ async def test_a_destroyed_version_makes_backups_unopenable(scene: Scene, tmp_pa
     await scene.rotate()
     await destroy_version(
         scene.wrapper,
+        scene.wrapper.name,
         1,
         scene.log.records,
         admin_pin_source=f"file:{scene.token.so_pin_file}",
@@ -282,6 +289,7 @@ async def test_a_refused_destruction_is_on_record(scene: Scene) -> None:
     with pytest.raises(HsmError):
         await destroy_version(
             scene.wrapper,
+            scene.wrapper.name,
             1,
             scene.log.records,
             admin_pin_source=f"file:{scene.token.pin_file}",
@@ -296,11 +304,43 @@ async def test_a_device_that_destroys_nothing_says_so(scene: Scene) -> None:
     with pytest.raises(PreconditionFailed) as refused:
         await destroy_version(
             Fixed(),  # type: ignore[arg-type]
+            Fixed.name,
             1,
             scene.log.records,
             admin_pin_source="",
         )
     assert refused.value.reason == "MASTER_KEY_NOT_DESTROYED"
+    assert scene.log.operations() == []
+
+
+class Elsewhere(Fixed):
+    """A device whose versions are made and destroyed by somebody else's commands."""
+
+    create_command = "make one"
+
+    def destroy_command(self, backend: str, version: int) -> str:
+        return f"destroy {version} of {backend}"
+
+
+async def test_what_is_done_elsewhere_is_said_as_a_command(scene: Scene) -> None:
+    """Where versions are made and destroyed by another process' commands, a rotation that has none
+    to switch on and a destruction name the command, and nothing is asked of the device.
+    """
+    device = Elsewhere()
+    with pytest.raises(PreconditionFailed, match="make one") as made:
+        await rotate_master_key([device], scene.store, scene.log.records)  # type: ignore[list-item]
+    assert made.value.reason == "MASTER_KEY_NOT_CREATED"
+    with pytest.raises(PreconditionFailed, match="destroy 1 of another") as kept:
+        await destroy_version(
+            device,  # type: ignore[arg-type]
+            "another",
+            1,
+            scene.log.records,
+            admin_pin_source="",
+            settle_s=0,
+        )
+    assert kept.value.reason == "MASTER_KEY_NOT_DESTROYED"
+    assert device.checked == []
     assert scene.log.operations() == []
 
 

@@ -63,6 +63,7 @@ async def test_another_process_finds_a_new_version(make_token: MakeToken) -> Non
         assert await other.unwrap(wrapped, CONTEXT) == bytes(32)
         assert (await other.wrap(bytes(32), CONTEXT)).key_version == 1
         assert (await other.wrap(bytes(32), CONTEXT, version=2)).key_version == 2
+        assert other.current_version == 2  # it has seen that
 
 
 async def test_a_destroyed_version_opens_nothing(make_token: MakeToken) -> None:
