@@ -89,8 +89,7 @@ class HeadGuard:
             self.taken = True
             log.error("audit.origin_taken")
             raise taken()
-        if self._known is not None:
-            _compare(found, self._known.size)
+        _compare(found, 0 if self._known is None else self._known.size)
         self._known = found
 
     async def _grew_from(self, head: LogHead) -> bool:
