@@ -55,7 +55,8 @@ async def destroy_version(
     admin_pin_source: str,
     settle_s: float = SETTLE_S,
 ) -> None:
-    """Destroy a version of the wrapper's master key `backend` that was just retired. Errors:
+    """Destroy a version of the wrapper's master key `backend` that was just retired; nothing is
+    done where it is destroyed already, by a run that was killed before it could say so. Errors:
     PreconditionFailed (MASTER_KEY_NOT_DESTROYED, with what to run where that is done elsewhere),
     HsmError, Unavailable.
     """
@@ -73,6 +74,8 @@ async def destroy_version(
             reason="MASTER_KEY_NOT_DESTROYED",
         )
     destroyer: VersionDestroyer = wrapper
+    if await _is_gone(wrapper, version):
+        return
     await asyncio.sleep(settle_s)
     await recorded(
         records,
@@ -80,3 +83,9 @@ async def destroy_version(
         lambda: destroyer.destroy_version(version, admin_pin_source=admin_pin_source),
         lambda _: {},
     )
+
+
+async def _is_gone(wrapper: KeyWrapper, version: int) -> bool:
+    """Versions are made one after the other, so one below the newest was there."""
+    held = [one.version for one in await wrapper.versions()]
+    return bool(held) and 0 < version < held[-1] and version not in held

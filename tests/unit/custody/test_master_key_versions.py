@@ -283,6 +283,31 @@ async def test_a_destroyed_version_makes_backups_unopenable(scene: Scene, tmp_pa
     ]
 
 
+async def test_a_destruction_that_was_not_told_is_done(scene: Scene) -> None:
+    """Run again after one that was killed between the device and its outcome, it ends well and asks
+    nothing of the device; a version that never was is refused, on record.
+    """
+    await scene.rotate()
+    await scene.rotate()
+    pin = f"file:{scene.token.so_pin_file}"
+    await scene.wrapper.destroy_version(1, admin_pin_source=pin)
+    before = scene.log.operations()
+    await destroy_version(
+        scene.wrapper, scene.wrapper.name, 1, scene.log.records, admin_pin_source=pin, settle_s=0
+    )
+    assert scene.log.operations() == before
+    with pytest.raises(HsmError):
+        await destroy_version(
+            scene.wrapper,
+            scene.wrapper.name,
+            9,
+            scene.log.records,
+            admin_pin_source=pin,
+            settle_s=0,
+        )
+    assert scene.log.operations()[-1] == ("hsm.destroy", "outcome", False)
+
+
 async def test_a_refused_destruction_is_on_record(scene: Scene) -> None:
     """A wrong administrator's PIN leaves an outcome that says so, and the version."""
     await scene.rotate()
