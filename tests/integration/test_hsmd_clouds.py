@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from hashlib import sha256
 
 import pytest
@@ -126,6 +127,19 @@ async def test_a_process_that_cannot_reach_its_cloud_says_why(
     assert told in status["devices"][0]["problem"]
     with pytest.raises(ConfigurationError, match=told):
         await open_backend(hsmd.uri, options=PATIENT)
+
+
+def test_a_source_of_credentials_that_fails(clouds: Clouds, make: MakeHsmd) -> None:
+    """While Google gives no token the process says so, and it serves once Google does."""
+    clouds.tokens.status = 503
+    hsmd = make(clouds.gcp_uri)
+    (device,) = hsmd.status()["devices"]
+    assert device["state"] == "STARTING"
+    assert "Google" in device["problem"]
+    clouds.tokens.status = 200
+    ends = time.monotonic() + 60
+    while not hsmd.status()["healthy"]:
+        assert time.monotonic() < ends
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -104,6 +104,7 @@ def test_the_command_on_aws(doctor: Doctor, clouds: Clouds) -> None:
     assert {"Encrypt", "Decrypt"} <= set(clouds.aws.front.operations())
 
 
+@pytest.mark.slow
 def test_a_key_that_may_be_described_and_not_used(doctor: Doctor, clouds: Clouds) -> None:
     """Without a probe nothing is wrong, since AWS tells no more; a probe finds the denial."""
     uri = clouds.aws.make_uri()
@@ -114,6 +115,7 @@ def test_a_key_that_may_be_described_and_not_used(doctor: Doctor, clouds: Clouds
     assert "kms:Decrypt" in found["says"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "says"),
     [
@@ -132,6 +134,7 @@ def test_a_key_that_aws_does_not_tell_of(
     assert found["mend"]
 
 
+@pytest.mark.slow
 def test_clouds_that_cannot_be_reached(doctor: Doctor, clouds: Clouds) -> None:
     """No connection fails; the check ends by itself."""
     nowhere = {"TEST_NAMES": re.sub(r"=\d+", "=1", clouds.names["TEST_NAMES"])}
