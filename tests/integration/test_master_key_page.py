@@ -2,11 +2,10 @@
 
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from fixtures.operator_page import blocks, install
 from fixtures.processes import environment
 from fixtures.production import Production
 from fixtures.softhsm import MakeToken, opened
@@ -15,14 +14,7 @@ from ironwork_hsm import HsmError
 from ironwork_server.cli.main import main
 from ironwork_server.store import open_store
 
-PAGE = Path(__file__).parents[2] / "docs" / "master-key.md"
 KEY = b"sk-ant-api03-" + b"k" * 60 + b"AAzz"
-
-
-def blocks() -> list[str]:
-    """The section's commands, block by block: rotate, destroy, move."""
-    section = PAGE.read_text().split("\n## The master key over time\n")[1].split("\n## ")[0]
-    return re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
@@ -41,10 +33,7 @@ async def test_the_page_rotates_destroys_and_moves(
     )
     config = ["--config", str(settings)]
     assert main(["db", "upgrade", *config]) == 0
-    program = folder / ".venv" / "bin" / "ironwork-server"
-    program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m ironwork_server "$@"\n')
-    program.chmod(0o700)
+    install(folder)
     (folder / "hsm-admin").mkdir(mode=0o700)
     admin = folder / "hsm-admin" / "so-pin"
     admin.write_bytes(production.token.so_pin_file.read_bytes())
@@ -70,7 +59,7 @@ async def test_the_page_rotates_destroys_and_moves(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    rotate, destroy, move = blocks()
+    rotate, destroy, move = blocks("The master key over time")
     run(".venv/bin/ironwork-server master-key create")
     url = f"sqlite:///{folder / 'db' / 'keys.db'}"
     store = open_store(url)
