@@ -7,9 +7,11 @@ import signal
 import time
 from hashlib import sha256
 
+import grpc
 import pytest
 
 from fixtures.clouds import ACCESS_KEY, TOKEN, Clouds
+from fixtures.gcp import Fault
 from fixtures.hsmd import Hsmd, MakeHsmd, entries_of
 from fixtures.softhsm import SharedToken
 from ironwork_hsm import BackendOptions, ConfigurationError, FrontsKeys, open_backend
@@ -180,6 +182,25 @@ async def test_google_makes_versions_and_the_process_learns_of_them(
     made = [entry.event for entry in entries_of(hsmd.folder / "record" / "operator")]
     assert [event.operation for event in made] == ["hsm.generate"] * 4
     assert [event.details.get("master_key_version") for event in made if event.success] == [1, 2]
+
+
+async def test_googles_own_rotation_is_noticed(clouds: Clouds, make: MakeHsmd) -> None:
+    """A version that Google made primary by itself wraps after SIGHUP, also where the process may
+    not list versions.
+    """
+    for method in ("GetCryptoKey", "ListCryptoKeyVersions"):
+        clouds.gcp.lasting[method] = Fault(code=grpc.StatusCode.PERMISSION_DENIED)
+    hsmd = make(clouds.gcp_uri)
+    remote = await open_backend(hsmd.uri, options=PATIENT)
+    clouds.gcp.add_version()
+    assert (await remote.wrap(bytes(32), CONTEXT)).key_version == 1
+    assert hsmd.process is not None
+    hsmd.process.send_signal(signal.SIGHUP)
+    async with asyncio.timeout(30):
+        while (await remote.wrap(bytes(32), CONTEXT)).key_version == 1:
+            pass
+    assert hsmd.status()["devices"][0]["starts"] == 1
+    await remote.close()
 
 
 def test_aws_makes_its_own_keys(clouds: Clouds, make: MakeHsmd) -> None:

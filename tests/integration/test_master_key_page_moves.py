@@ -4,7 +4,6 @@ backend there is, while `serve` itself answers.
 
 from __future__ import annotations  # the generated stubs' async classes exist for types only
 
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from fixtures.processes import command, server
 from fixtures.production import TRUST_DOMAIN, Production
 from fixtures.simulator import TestSimulator
 from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
-from ironwork_server.cli.main import main
 from ironwork_server.store import open_store
 
 WORKSPACES = ("acme", "globex", "initech")
@@ -111,17 +109,10 @@ async def test_the_page_moves_the_key_through_every_kind_of_backend(
     Google's; `serve` uses every key at each step between two of its restarts, and after each move
     with the old device gone for good.
     """
-    settings = production.write()
-    settings.write_text(
-        re.sub(r"^master_key = .*\n", "", settings.read_text(), flags=re.MULTILINE)
-        + f'[master_key]\nuris = ["{production.token.uri}"]\n'
-    )
-    config = ["--config", str(settings)]
-    assert main(["db", "upgrade", *config]) == 0
+    folder, settings = production.folder, install(production)
     env = {**production.token.env, **clouds.env}
-    assert command("master-key", "create", *config, env=env).returncode == 0
-    folder = production.folder
-    install(folder)
+    done = command("master-key", "create", "--config", str(settings), env=env)
+    assert done.returncode == 0, done.stderr
     nss = tmp_path / "nss"
     nss.mkdir(mode=0o700)
     arn = clouds.aws.make_key()
