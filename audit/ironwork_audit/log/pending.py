@@ -74,8 +74,8 @@ def parse_frames(data: bytes, name: str) -> tuple[list[Frame], int]:
 
 def _header(first: int, count: int, body: bytes) -> bytes:
     digest = hashlib.sha256(body).hexdigest()
-    document = {"count": count, "first": first, "length": len(body), "sha256": digest}
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    text = f'{{"count":{count:d},"first":{first:d},"length":{len(body)},"sha256":"{digest}"}}\n'
+    return text.encode()
 
 
 def _frame(data: bytes, at: int, line_end: int) -> tuple[Frame | None, int]:
@@ -111,7 +111,10 @@ class PendingFile:
         self._path = path
         self._file_system = file_system
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, 0o600)
-        self._length = os.fstat(self._fd).st_size
+        opened = os.fstat(self._fd)
+        # While it is open no other file can have them.
+        self._identity = (opened.st_dev, opened.st_ino)
+        self._length = opened.st_size
         self.end = 0
 
     @property
@@ -153,15 +156,15 @@ class PendingFile:
     def check_in_place(self) -> None:
         """Raises WriteFailed (lasting) where the file is not the one that was opened, as it was."""
         try:
-            here, there = os.fstat(self._fd), self._path.stat(follow_symlinks=False)
+            found = self._path.stat(follow_symlinks=False)
         except FileNotFoundError:
             raise WriteFailed("a file of the log is gone", lasting=True) from None
         except OSError as error:
             what = f"a file of the log cannot be looked at ({error_name(error)})"
             raise WriteFailed(what, lasting=True) from None
-        if here.st_nlink == 0 or (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+        if (found.st_dev, found.st_ino) != self._identity:
             raise WriteFailed("a file of the log was replaced", lasting=True)
-        if here.st_size != self._length:
+        if found.st_size != self._length:
             raise WriteFailed("a file of the log was changed by someone else", lasting=True)
 
     def check_takes_writes(self) -> None:
