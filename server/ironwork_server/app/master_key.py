@@ -56,7 +56,8 @@ def _journal(folder: Path, origin: str) -> FileJournal:
 @dataclass(frozen=True, slots=True)
 class ListedVersion:
     """One version: as its device reports it, and as the store uses it. The device's attributes are
-    None for one that the store names and no device holds; rows is None without a store.
+    None for one that the store names and no device holds. mechanism: what it wraps with, '' where
+    it cannot. rows is None without a store.
     """
 
     backend: str
@@ -66,6 +67,7 @@ class ListedVersion:
     extractable: bool | None
     never_extractable: bool | None
     local: bool | None
+    mechanism: str | None
     current: bool
     retired: bool
     rows: int | None
@@ -114,6 +116,7 @@ def _listed(
         extractable=version.extractable,
         never_extractable=version.never_extractable,
         local=version.local,
+        mechanism=version.mechanism,
         current=current,
         retired=used is not None and used.retired,
         rows=rows if used is None else used.rows,
@@ -125,6 +128,7 @@ def _missing(used: Wrapping) -> ListedVersion:
     return ListedVersion(
         used.backend,
         used.version,
+        None,
         None,
         None,
         None,
