@@ -18,16 +18,10 @@ from typing import Final
 
 from ironwork_hsm.interface import (
     MAX_MESSAGE_BYTES,
-    BlobRejected,
-    Busy,
     ConfigurationError,
     HsmError,
-    KeyMissing,
     KeyVersion,
-    MechanismRefused,
-    PinRefused,
     SignatureAlgorithm,
-    Unavailable,
     WrappedKey,
 )
 from ironwork_hsm.remote.codec import (
@@ -40,6 +34,7 @@ from ironwork_hsm.remote.codec import (
     read_many,
     read_text,
 )
+from ironwork_hsm.remote.faults import MAX_ERROR_BYTES, error_fields, read_error
 
 _PROTOCOL: Final = b"ironwork-hsm/"
 GREETING: Final = _PROTOCOL + b"2"
@@ -50,7 +45,6 @@ MAX_NAME_BYTES: Final = 2048
 MAX_MECHANISM_BYTES: Final = 64
 MAX_REFERENCE_BYTES: Final = 64
 MAX_VERSION: Final = 2**32 - 1
-MAX_ERROR_BYTES: Final = 1024
 MAX_KEYS: Final = 16
 MAX_VERSIONS: Final = 200
 _LISTED_FIELDS: Final = 4
@@ -82,18 +76,6 @@ class Kind(IntEnum):
     SIGNED = 133
     REPORT = 134
     FAILED = 135
-
-
-# The most specific first: Busy is an Unavailable.
-_ERRORS: Final[Sequence[tuple[int, type[HsmError]]]] = (
-    (1, ConfigurationError),
-    (2, PinRefused),
-    (3, KeyMissing),
-    (4, BlobRejected),
-    (7, MechanismRefused),
-    (6, Busy),
-    (5, Unavailable),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +355,7 @@ def parse_report(payload: memoryview) -> bytes:
 def info_answer(number: int, info: Info) -> bytes:
     """An INFO frame."""
     signer = info.signer
-    fields = [*_error_fields(info.problem)]
+    fields = [*error_fields(info.problem)]
     if signer is None:
         fields += (b"", b"", b"")
     else:
@@ -395,7 +377,7 @@ def parse_info(payload: memoryview) -> Info:
             for at in range(0, len(keys), 3)
         ),
         signer=_signer(name, algorithm, public_key) if len(name) else None,
-        problem=_error(code, text) if len(code) else None,
+        problem=read_error(code, text) if len(code) else None,
     )
 
 
@@ -411,13 +393,13 @@ def check_done(payload: memoryview) -> None:
 
 def failed(number: int, error: HsmError) -> bytes:
     """A FAILED frame. The error's text is ours, as all of HsmError's are."""
-    return frame(Kind.FAILED, number, *_error_fields(error))
+    return frame(Kind.FAILED, number, *error_fields(error))
 
 
 def parse_failed(payload: memoryview) -> HsmError:
     """The error that the process answered with. Raises Malformed."""
     code, text = read_fields(payload, 1, MAX_ERROR_BYTES)
-    return _error(code, text)
+    return read_error(code, text)
 
 
 def other_release() -> ConfigurationError:
@@ -488,20 +470,6 @@ def _signer(name: memoryview, algorithm: memoryview, public_key: memoryview) -> 
     if not 1 <= len(public_key) <= MAX_PUBLIC_KEY_BYTES:
         raise Malformed("a public key has another length")
     return SignerInfo(read_text(name), known, bytes(public_key))
-
-
-def _error_fields(error: HsmError | None) -> tuple[bytes, bytes]:
-    if error is None:
-        return b"", b""
-    code = next((code for code, kind in _ERRORS if isinstance(error, kind)), 5)
-    return bytes((code,)), str(error).encode("utf-8", "replace")[:MAX_ERROR_BYTES]
-
-
-def _error(code: memoryview, text: memoryview) -> HsmError:
-    for known, kind in _ERRORS:
-        if code == bytes((known,)):
-            return kind(bytes(text).decode("utf-8", "replace"))
-    raise Malformed("an error's code is unknown")
 
 
 def _reference(value: memoryview) -> str:

@@ -22,6 +22,7 @@ from ironwork_hsm import (
 )
 from ironwork_hsm.remote import wire
 from ironwork_hsm.remote.codec import Malformed
+from ironwork_hsm.remote.faults import MAX_ERROR_BYTES
 from ironwork_hsm.remote.framing import BUFFER_BYTES, FrameBuffer
 from ironwork_hsm.remote.wire import Frame, Info, KeyInfo, Kind, SignerInfo
 
@@ -151,7 +152,7 @@ def test_errors_keep_their_type(number: int, kind: type[HsmError], text: str) ->
     """A FAILED answer is of exactly the type that was raised, and its text is bounded."""
     parsed = wire.parse_failed(only(wire.failed(number, kind(text))).payload)
     assert type(parsed) is kind
-    assert len(str(parsed).encode()) <= wire.MAX_ERROR_BYTES + 2
+    assert len(str(parsed).encode()) <= MAX_ERROR_BYTES + 2
 
 
 PARSERS: list[Callable[[memoryview], Any]] = [
