@@ -11,7 +11,7 @@ import pytest
 
 from fixtures.log_check import held
 from fixtures.migrated import NewStore
-from fixtures.softhsm import MakeToken
+from fixtures.softhsm import TokenFiles
 from ironwork_audit import Event, parse
 from ironwork_hsm import HsmError, KeyWrapper, WrappedKey
 from ironwork_hsm.backends import open_backend
@@ -249,15 +249,14 @@ def _entry(line: bytes) -> Entry:
 
 @pytest.fixture
 async def custody(
-    tmp_path: Path, make_token: MakeToken, new_store: NewStore
+    tmp_path: Path, keyed_token: TokenFiles, new_store: NewStore
 ) -> AsyncIterator[Custody]:
     """Custody with limits of the defaults and a freshness of one second by a clock of the test."""
     async with AsyncExitStack() as stack:
         journal = FileJournal.open(tmp_path / "audit", "ironwork.test/custody")
         faulty_journal = FaultyJournal(journal)
         stack.push_async_callback(faulty_journal.close)
-        token = make_token(with_key=True)
-        wrapper = await open_backend(token.uri)
+        wrapper = await open_backend(keyed_token.uri)
         stack.push_async_callback(wrapper.close)
         faulty = FaultyWrapper(wrapper)
         store = stores.open_store(new_store(tmp_path / "keys.db"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixtures.migrated import NewStore
-from fixtures.softhsm import MakeToken, opened
+from fixtures.softhsm import MakeToken, TokenFiles, opened
 from fixtures.stores import NOON, added
 from fixtures.wrapped_rows import (
     CommandLog,
@@ -113,10 +113,12 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(tmp_path: Path, make_token: MakeToken, new_store: NewStore) -> AsyncIterator[Scene]:
+async def scene(
+    tmp_path: Path, keyed_token: TokenFiles, new_store: NewStore
+) -> AsyncIterator[Scene]:
     store = stores.open_store(new_store(tmp_path / "lost.db"))
     log = open_command_log(tmp_path / "commands")
-    async with opened(make_token(with_key=True).uri) as wrapper:
+    async with opened(keyed_token.uri) as wrapper:
         yield Scene(wrapper, store, log)
     await log.journal.close()
     await store.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fixtures.migrated import NewStore
-from fixtures.softhsm import MakeToken, opened
+from fixtures.softhsm import TokenFiles, opened
 from fixtures.wrapped_rows import (
     CommandLog,
     create_pepper,
@@ -81,10 +81,12 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(tmp_path: Path, make_token: MakeToken, new_store: NewStore) -> AsyncIterator[Scene]:
+async def scene(
+    tmp_path: Path, keyed_token: TokenFiles, new_store: NewStore
+) -> AsyncIterator[Scene]:
     store = stores.open_store(new_store(tmp_path / "copies.db"))
     log = open_command_log(tmp_path / "commands")
-    async with opened(make_token(with_key=True).uri) as wrapper:
+    async with opened(keyed_token.uri) as wrapper:
         rows = [await sealed_row(store, wrapper, KEY + b"%d" % n) for n in range(3)]
         await create_pepper(store, wrapper)
         recipient = PAIR.recipient

@@ -30,7 +30,7 @@ def _anonymous(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_anonymous")
 async def test_no_endpoint_from_the_environment() -> None:
     """Data keys go to Google's own endpoint, whatever variables say."""
-    client = await make_client(None)
+    client, _ = await make_client(None)
     assert client.transport.host == "cloudkms.googleapis.com:443"
     await client.transport.close()
 
