@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -231,6 +231,18 @@ def test_the_table_is_the_contract() -> None:
     assert open_to_all == {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
 
 
+async def refused_by(call: Callable[[], Awaitable[object]]) -> grpc.aio.AioRpcError:
+    """How the call ends. Asked again where gRPC's client fails by itself: it may still be sending
+    when a stream is refused, and then says so in place of the status.
+    """
+    for _ in range(5):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call()
+        if refused.value.details() != "Internal error from Core":
+            break
+    return refused.value
+
+
 async def test_a_method_without_a_row_is_refused(
     start_service: Callable[..., Awaitable[TestService]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,18 +285,20 @@ async def test_a_method_without_a_row_is_refused(
         return
         yield b""
 
+    def in_each_shape(method: str) -> Sequence[Callable[[], Awaitable[object]]]:
+        return (
+            lambda: channel.unary_unary(method)(b"x", timeout=CALL_S),
+            lambda: channel.unary_stream(method)(b"x", timeout=CALL_S).read(),
+            lambda: channel.stream_unary(method)(one(), timeout=CALL_S),
+            lambda: channel.stream_stream(method)(one(), timeout=CALL_S).read(),
+        )
+
     for name in (*handlers, "Missing"):
         method = f"/ironwork.keys.v1.Reveal/{name}"
-        for call in (
-            channel.unary_unary(method)(b"x", timeout=CALL_S),
-            channel.unary_stream(method)(b"x", timeout=CALL_S).read(),
-            channel.stream_unary(method)(one(), timeout=CALL_S),
-            channel.stream_stream(method)(one(), timeout=CALL_S).read(),
-        ):
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await call
-            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-            assert reason_of(status_of(refused.value)) == DENIED
+        for call in in_each_shape(method):
+            refusal = await refused_by(call)
+            assert refusal.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert reason_of(status_of(refusal)) == DENIED
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await channel.stream_stream(method)(none(), timeout=CALL_S).read()
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED, "nor is it kept waiting"
