@@ -9,20 +9,17 @@ meets both alike. Quote the ratio of calls for each second of the server's own C
 
 import argparse
 import asyncio
-import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import psutil
+from dev_server import warmed_up
 from with_key import run, through_the_service
 
-from ironwork_client import KeyClient, Profile
+from ironwork_client import Profile
 
 
 @dataclass
@@ -56,25 +53,6 @@ class Server:
         )
 
 
-@contextmanager
-def server(name: str, state: Path, *arguments: str) -> Iterator[Server]:
-    """A dev server with one key, warmed up."""
-    command = [sys.executable, "-m", "ironwork_server", "dev", "--json", "--pace", "0"]
-    command += ["--state", str(state), "--listen", "127.0.0.1:0", "--log-level", "error"]
-    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            if process.stdout is None:
-                raise TypeError("standard output is a pipe")
-            key = json.loads(process.stdout.readline())["simulator_keys"]["first"]
-            with KeyClient(Profile.load(state / "profiles" / "admin.toml")) as admin:
-                admin.add(key)
-            agent = Profile.load(state / "profiles" / "agent.toml")
-            asyncio.run(run(2, 1, lambda until: through_the_service(agent, until)))
-            yield Server(name, psutil.Process(process.pid), agent)
-        finally:
-            process.terminate()
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
@@ -83,8 +61,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=16)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        plain = stack.enter_context(server("plain", Path(folder) / "a", "--plain-allocator"))
-        overwriting = stack.enter_context(server("overwriting", Path(folder) / "b"))
+        plain_server = warmed_up(Path(folder) / "a", "--plain-allocator")
+        plain = Server("plain", *stack.enter_context(plain_server))
+        overwriting = Server("overwriting", *stack.enter_context(warmed_up(Path(folder) / "b")))
         for number in range(options.rounds):
             # Each is first as often as the other.
             both = (plain, overwriting) if number % 2 else (overwriting, plain)

@@ -11,25 +11,20 @@ median of the rounds' ratios; under 5% is noise where the machine is shared.
 
 import argparse
 import asyncio
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import psutil
+from dev_server import warmed_up
 from with_key import run, through_the_service
 
-from ironwork_client import KeyClient, Profile
+from ironwork_client import Profile
 
-HERE = Path(__file__).resolve().parent.parent
-PACKAGES = ("protos", "hsm", "audit", "server", "clients/python", "tests/simulator")
 IDLE_S = 5.0
 
 
@@ -90,28 +85,6 @@ def cpu_s(processes: Sequence[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-@contextmanager
-def server(name: str, checkout: Path, state: Path) -> Iterator[Server]:
-    """A checkout's dev server with one key, warmed up."""
-    command = [sys.executable, "-m", "ironwork_server", "dev", "--json", "--pace", "0"]
-    command += ["--state", str(state), "--listen", "127.0.0.1:0", "--log-level", "error"]
-    path = os.pathsep.join(str(checkout / package) for package in PACKAGES)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
-    ) as process:
-        try:
-            if process.stdout is None:
-                raise TypeError("standard output is a pipe")
-            key = json.loads(process.stdout.readline())["simulator_keys"]["first"]
-            with KeyClient(Profile.load(state / "profiles" / "admin.toml")) as admin:
-                admin.add(key)
-            agent = Profile.load(state / "profiles" / "agent.toml")
-            asyncio.run(run(2, 1, lambda until: through_the_service(agent, until)))
-            yield Server(name, psutil.Process(process.pid), agent)
-        finally:
-            process.terminate()
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
@@ -121,8 +94,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=16)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        before = stack.enter_context(server("before", options.before.resolve(), Path(folder) / "a"))
-        now = stack.enter_context(server("now", HERE, Path(folder) / "b"))
+        other = warmed_up(Path(folder) / "a", checkout=options.before.resolve())
+        before = Server("before", *stack.enter_context(other))
+        now = Server("now", *stack.enter_context(warmed_up(Path(folder) / "b")))
         for one in (before, now):
             one.idle()
         for number in range(options.rounds):

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from fixtures.agent import Agent
-from fixtures.server import AGENT, AUDITOR, StartService, TestService
+from fixtures.server import AGENT, StartService, TestService
 from fixtures.signing import SigningKeyFiles
 from fixtures.witness import StartWitness
+from fixtures.witnessed import DEADLINE_S, become, until, witnessed_size
 from ironwork.keys.v1 import keys_pb2
 from ironwork_audit.tlog import Checkpoint, KeyType, VerifierKey, parse_note
 from ironwork_hsm.signers import open_signer
@@ -27,7 +28,6 @@ from ironwork_server.rpc.health import WITNESS
 
 ORIGIN = "ironwork.test/server"
 CALLS = 20
-DEADLINE_S = 60.0
 Status = health_pb2.HealthCheckResponse
 
 
@@ -86,29 +86,8 @@ def audit(folder: Path, key: SigningKeyFiles, *known: tuple[str, str]) -> dict[s
     }
 
 
-def witnessed_size(folder: Path) -> int:
-    path = folder / "checkpoint.witnessed"
-    return Checkpoint.parse(parse_note(path.read_bytes()).text).size if path.exists() else 0
-
-
 def size(folder: Path) -> int:
     return Checkpoint.parse(parse_note((folder / "checkpoint").read_bytes()).text).size
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for files that another task writes."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - files tell nobody
-            await asyncio.sleep(0.02)
-
-
-async def health(service: TestService, name: str, wanted: int) -> None:
-    """Wait until health says so."""
-    stub = health_pb2_grpc.HealthStub(service.channel(AUDITOR))
-    watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_S)
-    while (await watch.read()).status != wanted:
-        pass
-    watch.cancel()
 
 
 async def told(service: TestService, metric: str) -> None:
@@ -157,8 +136,8 @@ async def test_nothing_waits_for_a_witness_that_hangs(
         written = size(folder)
         assert written >= before + 4 * CALLS
         await until(lambda: witnessed_size(folder) >= written)
-        await health(service, WITNESS, Status.SERVING)
-        await health(service, "", Status.SERVING)
+        await become(service, WITNESS, Status.SERVING)
+        await become(service, "", Status.SERVING)
         await service.stop()  # type: ignore[attr-defined]
         await until(lambda: hung.waiting == 0)
 
@@ -186,8 +165,8 @@ async def test_a_witness_that_hangs_is_told(
         await service.add()
         await hung.asked.wait()
         await until(lambda: "witness.failing" in caplog.text)
-        await health(service, WITNESS, Status.NOT_SERVING)
-        await health(service, "", Status.SERVING)
+        await become(service, WITNESS, Status.NOT_SERVING)
+        await become(service, "", Status.SERVING)
         await told(service, 'result="WITNESS_TIMEOUT",witness="hung.test/w"')
         await told(service, 'ironwork_healthy{component="witness"} 0.0')
         await calls(service)
@@ -219,12 +198,12 @@ async def test_a_real_witness_that_is_stopped_and_goes_on(
         await calls(service)
         await service.add()
         await told(service, 'result="WITNESS_TIMEOUT"')
-        await health(service, WITNESS, Status.NOT_SERVING)
-        await health(service, "", Status.SERVING)
+        await become(service, WITNESS, Status.NOT_SERVING)
+        await become(service, "", Status.SERVING)
         behind, written = witnessed_size(folder), size(folder)
         assert behind < written
     finally:
         witness.process.send_signal(signal.SIGCONT)
     await until(lambda: witnessed_size(folder) >= written)
-    await health(service, WITNESS, Status.SERVING)
+    await become(service, WITNESS, Status.SERVING)
     await service.stop()  # type: ignore[attr-defined]

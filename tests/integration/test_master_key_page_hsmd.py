@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pytest
 
 from fixtures.agent import Agent
 from fixtures.hsmd import Hsmd, MakeHsmd, entries_of
+from fixtures.operator_page import blocks
 from fixtures.processes import environment
 from fixtures.production import as_toml
 from fixtures.server import AGENT, StartService, TestService
@@ -23,14 +23,7 @@ from ironwork.keys.v1 import keys_pb2
 from ironwork_hsm import BackendOptions, HsmError, KeyMissing, Unavailable
 from ironwork_hsm.remote import open_unix
 
-PAGE = Path(__file__).parents[2] / "docs" / "master-key.md"
 DEADLINE_S = 90
-
-
-def blocks() -> list[str]:
-    """The section's commands, block by block: make, move, destroy."""
-    section = PAGE.read_text().split("\n## Rotating behind the HSM process\n")[1]
-    return re.findall(r"^```bash\n(.*?)^```$", section.split("\n## ")[0], re.MULTILINE | re.DOTALL)
 
 
 @dataclass
@@ -121,7 +114,7 @@ async def test_the_page_rotates_behind_the_hsm_process(sites: tuple[Site, Site, 
     """
     one, other, second = sites
     shared = one.hsmd
-    make, move, destroy = blocks()
+    make, move, destroy = blocks("Rotating behind the HSM process")
     rotate = move.splitlines()[0]
     assert [await one.added(), await other.added()] == [1, 1]
     remote = await open_unix(shared.uri, allow_missing=False, options=BackendOptions())

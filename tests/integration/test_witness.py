@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ from fixtures.server import AUDITOR, StartService, TestService
 from fixtures.signing import SigningKeyFiles
 from fixtures.tlog_made import KEY, WITNESS_KEY, call_event, made_entries, rendered, write_log
 from fixtures.witness import TOOLS, RunningWitness, StartWitness
+from fixtures.witnessed import become, until, witnessed_size
 from ironwork_audit.cli.main import main as audit_main
 from ironwork_audit.source import FolderSource, read_tile
-from ironwork_audit.tlog import Checkpoint, TileReader, VerifierKey, parse_note
+from ironwork_audit.tlog import TileReader, VerifierKey
 from ironwork_audit.tlog.signed import open_checkpoint
 from ironwork_audit.verify import verify
 from ironwork_audit.witness_submission import WitnessConflict
@@ -68,27 +67,6 @@ def audit(folder: Path, key: SigningKeyFiles, *witnesses: tuple[str, str]) -> di
 async def status(service: TestService, name: str) -> int:
     stub = health_pb2_grpc.HealthStub(service.channel(AUDITOR))
     return int((await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=20)).status)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for files that another task writes."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - files tell nobody
-            await asyncio.sleep(0.02)
-
-
-async def become(service: TestService, name: str, wanted: int) -> None:
-    stub = health_pb2_grpc.HealthStub(service.channel(AUDITOR))
-    watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_S)
-    while (await watch.read()).status != wanted:
-        pass
-    watch.cancel()
-
-
-def witnessed_size(folder: Path) -> int:
-    """Of the newest witnessed checkpoint; 0 before the first."""
-    path = folder / "checkpoint.witnessed"
-    return Checkpoint.parse(parse_note(path.read_bytes()).text).size if path.exists() else 0
 
 
 def others_verify(note: Path, log_key: VerifierKey, witness_key: str) -> None:
