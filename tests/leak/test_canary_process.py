@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,7 +206,9 @@ def search(server: Process, keys: dict[str, str], *, running: bool) -> None:
     """Everything there is, for every key and the PIN."""
     if running:
         for pid in server.pids():
-            process_files(pid, server.evidence)
+            # The HSM's child that lost its token ends and is replaced while we look.
+            with suppress(ProcessLookupError, FileNotFoundError):
+                process_files(pid, server.evidence)
         assert "ironwork_simulator" in server.evidence.text("cmdline")
         assert "GRPC_VERBOSITY=DEBUG" in server.evidence.text("environ")
     log = (server.folder / "stderr").read_text()
