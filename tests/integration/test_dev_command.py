@@ -9,8 +9,9 @@ from typing import Any
 import psutil
 import pytest
 
+from fixtures.evidence import files_in
 from fixtures.hsmd import entries_of
-from fixtures.processes import Dev, command, dev
+from fixtures.processes import Dev, command, dev, standing_still
 from fixtures.production import Production
 from ironwork_audit.cli.main import main as audit
 from ironwork_client import AuditClient, KeyClient, PermissionDenied, Profile
@@ -66,10 +67,11 @@ def test_the_simulators_keys_are_in_no_file(running: Dev) -> None:
     assert set(running.keys) == {
         "first", "second", "third", "other-organization", "revoked", "restricted",
     }  # fmt: skip
-    files = [path for path in running.state.parent.rglob("*") if path.is_file()]
-    assert len(files) > 10
-    for key in running.keys.values():
-        assert not leakcheck.search(key.encode(), files)
+    with standing_still(running.running.process.pid):
+        files = files_in(running.state.parent)
+        assert len(files) > 10
+        for key in running.keys.values():
+            assert not leakcheck.search(key.encode(), files)
 
 
 def test_dev_leaves_every_pin_to_the_hsm_process(running: Dev) -> None:

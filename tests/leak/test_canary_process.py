@@ -10,17 +10,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import grpc.aio
-import psutil
 import pytest
 
 from fixtures.agent import Agent, message_body
 from fixtures.evidence import Evidence, files_in, leaks, process_files, whole
+from fixtures.processes import standing_still
 from fixtures.scene import CALL_S, random_body
 from ironwork.keys.v1 import audit_pb2, audit_pb2_grpc, keys_pb2, keys_pb2_grpc
 
@@ -57,11 +56,6 @@ class Process:
             ("grpc.max_send_message_length", -1),
         ]
         return grpc.aio.secure_channel(self.target, credentials, options)
-
-    def pids(self) -> list[int]:
-        """The server's, and its simulator's."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [self.process.pid, *(child.pid for child in children)]
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
@@ -143,11 +137,16 @@ async def test_a_whole_life_of_keys_leaves_no_trace_of_them(server: Process) -> 
     assert await add(server, keys["third"]) == "OK"
     await read_audit(server)
     await lose_the_token(server)
-    search(server, {**keys, "unknown": unknown}, running=True)
+    with standing_still(server.process.pid) as processes:
+        for process in processes:
+            process_files(process.pid, server.evidence)
+        assert "ironwork_simulator" in server.evidence.text("cmdline")
+        assert "GRPC_VERBOSITY=DEBUG" in server.evidence.text("environ")
+        search(server, {**keys, "unknown": unknown})
     assert server.stop() == 0
     assert server.process.stdout is not None
     server.evidence.note("stdout", server.process.stdout.read())
-    search(server, {**keys, "unknown": unknown}, running=False)
+    search(server, {**keys, "unknown": unknown})
 
 
 async def use(server: Process) -> None:
@@ -202,15 +201,8 @@ async def lose_the_token(server: Process) -> None:
     assert reason.startswith("MASTER_KEY_")
 
 
-def search(server: Process, keys: dict[str, str], *, running: bool) -> None:
+def search(server: Process, keys: dict[str, str]) -> None:
     """Everything there is, for every key and the PIN."""
-    if running:
-        for pid in server.pids():
-            # The HSM's child that lost its token ends and is replaced while we look.
-            with suppress(ProcessLookupError, FileNotFoundError):
-                process_files(pid, server.evidence)
-        assert "ironwork_simulator" in server.evidence.text("cmdline")
-        assert "GRPC_VERBOSITY=DEBUG" in server.evidence.text("environ")
     log = (server.folder / "stderr").read_text()
     assert '"level": "debug"' in log
     for silent in ("anthropic", "httpx2", "sqlalchemy"):

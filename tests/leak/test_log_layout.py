@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fixtures.agent import Agent
 from fixtures.evidence import files_in, leaks
-from fixtures.processes import Dev, dev
+from fixtures.processes import Dev, dev, standing_still
 from ironwork.keys.v1 import keys_pb2, keys_pb2_grpc
 
 PARENT = "workspaces/acme"
@@ -75,7 +75,8 @@ def test_no_file_of_a_log_holds_a_secret(tmp_path: Path) -> None:
         pins = [path.read_bytes().strip() for path in state.rglob("*pin") if path.is_file()]
         assert len(pins) >= 2
         others = [PROMPT.encode(), answer.encode(), *pins]
-        search(state, key, *others)
+        with standing_still(server.running.process.pid):
+            search(state, key, *others)
         server.running.signal()
         assert server.running.wait() == 0
     names = search(state, key, *others)

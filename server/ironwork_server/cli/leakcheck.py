@@ -21,6 +21,8 @@ PART_BYTES = 12
 SHOWN_PREFIX = len(b"sk-ant-api03-")
 SHOWN_SUFFIX = 4
 CHUNK = 1 << 20
+# How often a folder is listed anew because a file went away before it could be read.
+MAX_LISTINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,39 @@ class Finding:
 
 
 def leakcheck(paths: Sequence[Path], *, as_json: bool) -> int:
-    """0 where nothing was found, 1 where something was."""
-    files = list(_files(paths))
-    findings = search(_read_key(), files)
+    """0 where nothing was found, 1 where something was. Raises StartupError."""
+    searched, findings = _search_all(_read_key(), paths)
     if as_json:
         found = [{"path": str(item.path), "form": item.form} for item in findings]
-        print(json.dumps({"files": len(files), "findings": found}))  # noqa: T201
+        print(json.dumps({"files": searched, "findings": found}))  # noqa: T201
     else:
         for item in findings:
             print(f"FOUND ({item.form}): {item.path}")  # noqa: T201
-        print(f"{len(files)} files searched, {len(findings)} findings")  # noqa: T201
+        print(f"{searched} files searched, {len(findings)} findings")  # noqa: T201
     return 1 if findings else 0
+
+
+def _search_all(key: bytes, paths: Sequence[Path]) -> tuple[int, list[Finding]]:
+    """How many files there were, and what was found in them. A running server renames files: what
+    went away before it was read may stand elsewhere by then, so the folders are listed again.
+    """
+    read: set[Path] = set()
+    findings: list[Finding] = []
+    for _ in range(MAX_LISTINGS):
+        gone = False
+        for path in [path for path in _files(paths) if path not in read]:
+            try:
+                findings += search(key, [path])
+            except FileNotFoundError:
+                gone = True
+            else:
+                read.add(path)
+        if not gone:
+            return len(read), findings
+    raise StartupError(
+        "leakcheck: files came and went while they were searched; stop what writes there, then "
+        "search again."
+    )
 
 
 def search(key: bytes, files: Sequence[Path]) -> list[Finding]:

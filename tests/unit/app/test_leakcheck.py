@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -144,11 +146,11 @@ def test_the_command_names_file_and_form_and_exits_1(
 def test_the_command_exits_0_where_nothing_is_found(
     tmp_path: Path, stdin: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A clean folder is exit code 0, and --json says what was searched."""
+    """A clean folder is exit code 0, and --json says what was searched, each file once."""
     (tmp_path / "clean").write_text("nothing")
     stdin(KEY)
     assert main(["leakcheck", "--json", str(tmp_path), str(tmp_path / "clean")]) == 0
-    assert json.loads(capsys.readouterr().out) == {"files": 2, "findings": []}
+    assert json.loads(capsys.readouterr().out) == {"files": 1, "findings": []}
 
 
 def test_json_names_findings(
@@ -189,6 +191,48 @@ def test_what_cannot_be_read_is_an_error(
     stdin(KEY)
     assert main(["leakcheck", str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err.endswith("does not exist.\n")
+
+
+def test_a_file_that_is_renamed_before_it_is_read_is_searched_under_its_new_name(
+    tmp_path: Path, stdin: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running server's files come and go; what went away is looked for again, and found once."""
+    (tmp_path / "tile.new").write_bytes(KEY)
+    (tmp_path / "other").write_bytes(KEY)
+    rename_after_listing(monkeypatch, tmp_path / "tile.new", tmp_path / "tile")
+    stdin(KEY)
+    assert main(["leakcheck", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"FOUND (plain): {tmp_path / 'other'}",
+        f"FOUND (plain): {tmp_path / 'tile'}",
+        "2 files searched, 2 findings",
+    ]
+
+
+def test_a_folder_whose_files_never_stay_is_no_clean_one(
+    tmp_path: Path, stdin: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a listing never holds until it is read, that is said."""
+    (tmp_path / "0").write_bytes(b"nothing")
+    places = [tmp_path / str(number) for number in range(module.MAX_LISTINGS + 1)]
+    for before, after in pairwise(places):
+        rename_after_listing(monkeypatch, before, after)
+    stdin(KEY)
+    assert main(["leakcheck", str(tmp_path)]) == 1
+    assert "files came and went" in capsys.readouterr().err
+
+
+def rename_after_listing(monkeypatch: pytest.MonkeyPatch, before: Path, after: Path) -> None:
+    """The first time that this name is in a listing it is renamed before anything is read."""
+    listing = module._files
+
+    def files(paths: Sequence[Path]) -> Iterator[Path]:
+        found = list(listing(paths))
+        if before in found:
+            before.rename(after)
+        yield from found
+
+    monkeypatch.setattr(module, "_files", files)
 
 
 def test_the_key_is_no_argument(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
