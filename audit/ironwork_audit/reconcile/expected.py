@@ -57,8 +57,8 @@ class _Does(Enum):
 # (what an operation that succeeded did, what one that did not may have done).
 _OPERATIONS: Final = {
     "hsm.wrap": ((_Does.MAKE,), (_Does.MAKE,)),
-    # After a refusal, a known value there and back tells whose fault it was; where the device's
-    # answer left that open, the wrapped key is then tried once more.
+    # After a refusal, a known value there and back tells whose fault it was; then the wrapped key
+    # is tried once more.
     "hsm.unwrap": ((_Does.USE,), (_Does.USE, _Does.TRY_MAKE, _Does.TRY_USE, _Does.USE)),
     "hsm.probe": ((_Does.MAKE, _Does.USE), (_Does.MAKE, _Does.USE)),
     "hsm.sign": ((_Does.SIGN,), (_Does.SIGN,)),

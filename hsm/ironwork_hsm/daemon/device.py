@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S: Final = 0.1
 LAST_PAUSE_S: Final = 2.0
+# How often a device may be Unavailable before it counts as settled: SoftHSM, for one, does not open
+# for whoever comes as another process logs in at a token of the same folder.
+_FIRST_STARTS: Final = 3
 # A child that served this long was sound: the next pause is short again.
 _SOUND_S: Final = 5.0
 _LATCH_POLL_S: Final = 0.25
@@ -132,7 +135,8 @@ class Device:
             on_silent=self.replace,
             on_answer=self._judge,
         )
-        # Set after the first start, however it went: the process is ready to say how it stands.
+        # Set as soon as it is ready, or is known not to be: after _FIRST_STARTS, or at once where a
+        # repeat cannot mend it.
         self.settled = asyncio.Event()
 
     @property
@@ -163,18 +167,22 @@ class Device:
         """Keep the device open until cancelled; then end it."""
         pause = FIRST_PAUSE_S
         loop = asyncio.get_running_loop()
+        starts_left = _FIRST_STARTS
         try:
             while True:
                 started = loop.time()
+                starts_left -= 1
                 try:
                     await self._open()
                     await self._ended.wait()
                 except PinRefused as refused:
                     self._not_ready(refused, State.PIN_REFUSED)
+                    self.settled.set()
                 except HsmError as error:
                     self._not_ready(error, State.STARTING)
+                    if starts_left <= 0 or not isinstance(error, Unavailable):
+                        self.settled.set()
                 finally:
-                    self.settled.set()
                     await asyncio.shield(self._end_child())
                 if loop.time() - started > _SOUND_S:
                     pause = FIRST_PAUSE_S

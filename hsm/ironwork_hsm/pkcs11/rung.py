@@ -60,12 +60,11 @@ def open_blob(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes, *, canary: 
     Then, and only then, the device is asked for a round trip more, by canary: the rung that wraps
     now, since the one that made the blob may be one that the device no longer offers. A device that
     fails that round trip is sick, whatever it said of the blob; else every record would be called
-    damaged while it lasts. Where a code left the fault open, the device may also have failed just
-    then: the blob is tried once more. If it opens now, that is told as the device's passing fault
+    damaged while it lasts. It may also have been sick just then and be well by now, whatever code
+    it gave: so the blob is tried once more. If it opens, that is told as the device's passing fault
     and not as a success, since an unwrap that is on record as done is one operation in the device.
     Raises BlobRejected, Unavailable, DeviceAnswer.
     """
-    ambiguous = False
     try:
         return rung.unwrap(key, blob, bound)
     except NoBlob:
@@ -73,13 +72,12 @@ def open_blob(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes, *, canary: 
     except BlobRejected:
         pass
     except DeviceAnswer as answer:
-        ambiguous = rung.authenticates and answer.ambiguous
-        if not (answer.rejected or ambiguous):
+        if not _may_blame_the_blob(rung, answer):
             raise
     # Outside the handler, so that what follows carries no foreign error as its context.
     if round_trip(canary, key) is not Trial.WORKS:
         raise Unavailable("The HSM fails to decrypt what it has just encrypted.")
-    if ambiguous and _opens(rung, key, blob, bound):
+    if _opens(rung, key, blob, bound):
         raise Unavailable("The HSM failed at a wrapped key that it opens now; try again.")
     raise BlobRejected("The wrapped key does not open in this context.")
 
@@ -91,10 +89,14 @@ def _opens(rung: Rung, key: DeviceKey, blob: bytes, bound: bytes) -> bool:
     except BlobRejected:
         return False
     except DeviceAnswer as answer:
-        if answer.rejected or answer.ambiguous:
+        if _may_blame_the_blob(rung, answer):
             return False
         raise
     return True
+
+
+def _may_blame_the_blob(rung: Rung, answer: DeviceAnswer) -> bool:
+    return answer.rejected or (rung.authenticates and answer.ambiguous)
 
 
 def round_trip(rung: Rung, key: DeviceKey) -> Trial:

@@ -56,6 +56,7 @@ async def open_unix_signer(
     if info.signer is None:
         await connection.close()
         raise ConfigurationError(
-            "The HSM process holds no signing key; name one in its settings: signer"
+            "The HSM process offers no signing key: name one in its settings (signer), or see what"
+            " `ironwork-hsmd status` says of that key's device."
         )
     return RemoteSigner(connection, info.signer)

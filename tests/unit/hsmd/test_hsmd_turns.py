@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from ironwork_audit import INTENT, Event
-from ironwork_hsm import Busy, HsmError, Unavailable
+from ironwork_hsm import (
+    Busy,
+    ConfigurationError,
+    HsmError,
+    KeyMissing,
+    PinRefused,
+    Unavailable,
+)
 from ironwork_hsm.daemon.device import Device, Limits, State
 from ironwork_hsm.daemon.record import Intent
 from ironwork_hsm.daemon.turns import Asker, Turns
@@ -204,14 +211,48 @@ class Watch:
         return None
 
 
+@pytest.mark.parametrize(
+    ("error", "starts"),
+    [
+        (Unavailable("The HSM answered with a fault. (GeneralError)"), 3),
+        (KeyMissing("no key"), 1),
+        (ConfigurationError("no module"), 1),
+        (PinRefused("wrong"), 1),
+    ],
+)
+async def test_how_a_device_stands_is_told_after_what_may_be_passing(
+    monkeypatch: pytest.MonkeyPatch, error: HsmError, starts: int
+) -> None:
+    """A process that starts waits for a device that is Unavailable, three starts long; what no
+    repeat can mend is told at once.
+    """
+    device = new_device()
+    told: list[bool] = []
+
+    async def start_child() -> wire.Info:
+        told.append(device.settled.is_set())
+        raise error
+
+    monkeypatch.setattr(device, "_start_child", start_child)
+    running = asyncio.ensure_future(device.run())
+    await asyncio.wait_for(device.settled.wait(), 30)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert told == [False] * starts
+
+
+def new_device() -> Device:
+    return Device(
+        "wrapper", "pkcs11:", "name", Limits(3, 6, 4, 8), latch=None, watch=Watch(),
+        trial=lambda _: None,
+    )  # fmt: skip
+
+
 async def test_a_child_that_dies_after_its_round_trip_is_not_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A device is ready only with a child that is still there when it has been tried."""
-    device = Device(
-        "wrapper", "pkcs11:", "name", Limits(3, 6, 4, 8), latch=None, watch=Watch(),
-        trial=lambda _: None,
-    )  # fmt: skip
+    device = new_device()
 
     async def start_child() -> wire.Info:
         device._link = Process()  # type: ignore[assignment]
