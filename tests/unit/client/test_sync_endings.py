@@ -299,16 +299,19 @@ def test_a_body_that_gets_stuck_holds_up_a_whole_answer_for_a_bounded_time(
     """A thread cannot be interrupted: an iterator that yields no more loses the stream, and the
     answer is whole."""
     monkeypatch.setattr("ironwork_client.transport._sync_stream.SETTLE_S", 0.05)
-    released = threading.Event()
+    stuck, released = threading.Event(), threading.Event()
 
     def upload() -> Iterator[bytes]:
         yield b"x"
+        stuck.set()
         released.wait(scripted.WAIT_S)
 
     def script(stream: scripted.Stream) -> Iterator[keys_pb2.WithKeyResponse]:
         stream.start()
         yield started()
         number = stream.next().head.call
+        # An upload that nobody has begun to read would end at once, and the stream go on.
+        assert stuck.wait(scripted.WAIT_S)
         yield head(number, 413)
         yield body(number, b"too large")
         yield end(number)
