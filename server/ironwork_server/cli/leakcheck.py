@@ -50,19 +50,19 @@ def _search_all(key: bytes, paths: Sequence[Path]) -> tuple[int, list[Finding]]:
     """How many files there were, and what was found in them. A running server renames files: what
     went away before it was read may stand elsewhere by then, so the folders are listed again.
     """
-    read: set[Path] = set()
-    findings: list[Finding] = []
+    needles = dict(_forms(key))
+    found: dict[Path, list[Finding]] = {}
     for _ in range(MAX_LISTINGS):
         gone = False
-        for path in [path for path in _files(paths) if path not in read]:
+        for path in _files(paths):
+            if path in found:
+                continue
             try:
-                findings += search(key, [path])
+                found[path] = _findings(path, needles)
             except FileNotFoundError:
                 gone = True
-            else:
-                read.add(path)
         if not gone:
-            return len(read), findings
+            return len(found), [finding for each in found.values() for finding in each]
     raise StartupError(
         "leakcheck: files came and went while they were searched; stop what writes there, then "
         "search again."
@@ -72,7 +72,7 @@ def _search_all(key: bytes, paths: Sequence[Path]) -> tuple[int, list[Finding]]:
 def search(key: bytes, files: Sequence[Path]) -> list[Finding]:
     """Every file and form in which 12 consecutive secret bytes of the key stand."""
     needles = dict(_forms(key))
-    return [Finding(path, form) for path in files for form in _found_in(path, needles)]
+    return [finding for path in files for finding in _findings(path, needles)]
 
 
 def _read_key() -> bytes:
@@ -118,7 +118,7 @@ def _percent(part: bytes) -> Iterator[bytes]:
     yield b"".join(b"%%%02x" % byte for byte in part)
 
 
-def _found_in(path: Path, needles: dict[str, set[bytes]]) -> Iterator[str]:
+def _findings(path: Path, needles: dict[str, set[bytes]]) -> list[Finding]:
     found = set()
     overlap = max(len(needle) for wanted in needles.values() for needle in wanted)
     tail = b""
@@ -129,4 +129,4 @@ def _found_in(path: Path, needles: dict[str, set[bytes]]) -> Iterator[str]:
             for form, wanted in needles.items():
                 if form not in found and any(needle in window for needle in wanted):
                     found.add(form)
-    yield from sorted(found)
+    return [Finding(path, form) for form in sorted(found)]

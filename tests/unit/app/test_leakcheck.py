@@ -153,6 +153,19 @@ def test_the_command_exits_0_where_nothing_is_found(
     assert json.loads(capsys.readouterr().out) == {"files": 1, "findings": []}
 
 
+def test_a_file_that_is_given_twice_is_found_once(
+    tmp_path: Path, stdin: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file by its own name and by its folder's is one file, and what it holds is named once."""
+    (tmp_path / "leak").write_bytes(KEY)
+    stdin(KEY)
+    assert main(["leakcheck", str(tmp_path), str(tmp_path / "leak")]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"FOUND (plain): {tmp_path / 'leak'}",
+        "1 files searched, 1 findings",
+    ]
+
+
 def test_json_names_findings(
     tmp_path: Path, stdin: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
